@@ -1,0 +1,78 @@
+"""What the cells share: weights, the affine map, and how a cell is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import checks
+from jaxrnn.types import Cell, Key, Params, State, Tree
+
+_lecun = jax.nn.initializers.lecun_normal()
+_orthogonal = jax.nn.initializers.orthogonal()
+
+
+def input_weights(key: Key, x: Any, outputs: int, dtype: Any, where: str) -> jax.Array:
+    """[D, outputs], variance 1/D (LeCun et al. 1998)."""
+    if not hasattr(x, "shape") or len(x.shape) == 0:
+        raise ValueError(f"{where}: init needs an x of shape [..., D] to know the input size, got {x!r}")
+    checks.features(where, x, x.shape[-1])
+    return _lecun(key, (x.shape[-1], outputs), dtype)
+
+
+def recurrent_weights(key: Key, size: int, gates: int, dtype: Any, rows: int | None = None) -> jax.Array:
+    """[rows or size, gates * size]: one orthogonal matrix per gate (Saxe et al. 2014).
+
+    All singular values are 1, so that a linear net neither shrinks nor grows what it carries.
+    """
+    # The QR decomposition behind it exists from float32 upwards.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    blocks = [_orthogonal(k, (rows or size, size), wide) for k in jax.random.split(key, gates)]
+    return jnp.concatenate(blocks, axis=-1).astype(dtype)
+
+
+def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
+    """x W + b for any leading dimensions of x; computed in the dtype of the weights."""
+    product = jnp.dot(x.astype(weights.dtype), weights)
+    return product + jnp.broadcast_to(bias, product.shape)
+
+
+def gate(values: jax.Array, index: int, size: int) -> jax.Array:
+    """The index-th of the blocks of `size` that lie side by side in the last dimension."""
+    return jax.lax.slice_in_dim(values, index * size, (index + 1) * size, axis=-1)
+
+
+def build(
+    name: str,
+    sizes: Tree,
+    dtype: Any,
+    learn_initial_state: bool,
+    weights: Callable[[Key, Any], dict[str, Any]],
+    equations: Callable[[Params, State, jax.Array], tuple[State, jax.Array]],
+) -> Cell:
+    """A cell from its weights and its equations.
+
+    `sizes` is the state's structure with a feature size in place of each leaf. The weights of the
+    input must be called U, [D, ...]: they say how many features x has, and in which dtype to compute.
+    """
+
+    def init(key: Key, x: Any) -> Params:
+        params = weights(key, x)
+        if learn_initial_state:
+            params["initial_state"] = jax.tree.map(lambda n: jnp.zeros((n,), dtype), sizes)
+        return params
+
+    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
+        if learn_initial_state:
+            return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch_shape, *a.shape)), params["initial_state"])
+        return jax.tree.map(lambda n: jnp.zeros((*batch_shape, n), params["U"].dtype), sizes)
+
+    def step(params: Params, state: State, x: jax.Array, *, key: Key | None = None) -> tuple[State, jax.Array]:
+        del key
+        checks.features(name, x, params["U"].shape[0])
+        return equations(params, state, x)
+
+    return Cell(init, initial_state, step)

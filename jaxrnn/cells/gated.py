@@ -1,0 +1,175 @@
+"""Cells with gates: `lstm`, `gru`, `mgu`.
+
+Shapes, for every cell in this file: x [*B, D], state and output [*B, H], any number of batch
+dimensions. The weights multiply from the right, all gates side by side in one matrix, in the order
+that each docstring gives. s is the logistic sigmoid, * is elementwise. Parameters, state and output
+have the given dtype; after casting the parameters to another dtype the cell computes in that one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import checks
+from jaxrnn.cells.base import affine, build, gate, input_weights, recurrent_weights
+from jaxrnn.types import Cell, Key, Params, State
+
+sigmoid = jax.nn.sigmoid
+
+
+class LSTMState(NamedTuple):
+    h: Any  # [*B, H], or [*B, P] with a projection: the output
+    c: Any  # [*B, H]: the memory
+
+
+def lstm(
+    size: int,
+    *,
+    peephole: bool = False,
+    projection: int | None = None,
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """Long short-term memory.
+
+        i, f, g, o = split(U x_t + W h_tm1 + b)
+        c_t = s(f) * c_tm1 + s(i) * tanh(g)
+        h_t = s(o) * tanh(c_t),    y_t = h_t
+
+    `peephole` lets the gates see the memory: i and f gain p_i * c_tm1 and p_f * c_tm1, o gains
+    p_o * c_t. `projection=P` makes the output smaller than the memory: h_t = (s(o) * tanh(c_t)) R.
+    Parameters U [D, 4H], W [H, 4H] (orthogonal per gate), b [4H] (1 for the forget gate, Gers et
+    al. 2000), with the options also p [3, H], R [H, P] (then W is [P, 4H]) and initial_state.
+    Gate order i, f, g, o as in PyTorch and Flax (Haiku: i, g, f, o).
+    Cost: 8 H (D + H) FLOPs per step and example; about 12H numbers kept per step by `lax.scan`.
+    Raises: ValueError or TypeError at construction for a bad size, projection or dtype.
+    Hochreiter and Schmidhuber 1997; Gers et al. 2002 (peepholes); Sak et al. 2014 (projection).
+    """
+    size = checks.positive_int("lstm", "size", size)
+    dtype = checks.float_dtype("lstm", dtype)
+    outputs = size if projection is None else checks.positive_int("lstm", "projection", projection)
+    sizes = LSTMState(h=outputs, c=size)
+
+    def weights(key: Key, x: Any) -> dict[str, Any]:
+        k_input, k_recurrent, k_peephole, k_projection = jax.random.split(key, 4)
+        forget = jnp.arange(4 * size) // size == 1
+        params = {
+            "U": input_weights(k_input, x, 4 * size, dtype, "lstm"),
+            "W": recurrent_weights(k_recurrent, size, 4, dtype, rows=outputs),
+            "b": forget.astype(dtype),
+        }
+        if peephole:
+            params["p"] = (0.1 * jax.random.normal(k_peephole, (3, size))).astype(dtype)
+        if projection is not None:
+            params["R"] = recurrent_weights(k_projection, outputs, 1, dtype, rows=size)
+        return params
+
+    def peep(params: Params, index: int, c: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(params["p"][index], c.shape) * c
+
+    def equations(params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
+        h_tm1, c_tm1 = state
+        z = affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"])
+        i, f, g, o = (gate(z, n, size) for n in range(4))
+        if peephole:
+            i, f = i + peep(params, 0, c_tm1), f + peep(params, 1, c_tm1)
+        c = sigmoid(f) * c_tm1 + sigmoid(i) * jnp.tanh(g)
+        if peephole:
+            o = o + peep(params, 2, c)
+        h = sigmoid(o) * jnp.tanh(c)
+        if projection is not None:
+            h = jnp.dot(h, params["R"])
+        return LSTMState(h, c), h
+
+    return build("lstm", sizes, dtype, learn_initial_state, weights, equations)
+
+
+def gru(
+    size: int,
+    *,
+    reset: str = "after",
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """The gated recurrent unit.
+
+        r, z = s(split(U x_t + W h_tm1 + b))
+        n = tanh(U_n x_t + b_n + r * (W_n h_tm1 + c_n))      reset="after": after the product
+        n = tanh(U_n x_t + b_n + W_n (r * h_tm1))            reset="before": before it
+        h_t = (1 - z) * n + z * h_tm1,    y_t = h_t
+
+    "after" is what cuDNN, PyTorch, Flax and Keras compute, in one product per step; "before" is the
+    formula of the paper and of Haiku, in two.
+    Parameters U [D, 3H] and b [3H] (gate order r, z, n); for "after" W [H, 3H] with W_n in its last
+    block and c_n [H], for "before" W [H, 2H] and W_n [H, H] (orthogonal per gate); and initial_state
+    [H] if it is learned.
+    Cost: 6 H (D + H) FLOPs per step and example; about 7H numbers kept per step by `lax.scan`.
+    Raises: ValueError or TypeError at construction for a bad size, reset or dtype.
+    Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder".
+    """
+    size = checks.positive_int("gru", "size", size)
+    dtype = checks.float_dtype("gru", dtype)
+    after = checks.one_of("gru", "reset", reset, ("after", "before")) == "after"
+
+    def weights(key: Key, x: Any) -> dict[str, Any]:
+        k_input, k_recurrent = jax.random.split(key)
+        recurrent = recurrent_weights(k_recurrent, size, 3, dtype)
+        params = {"U": input_weights(k_input, x, 3 * size, dtype, "gru"), "b": jnp.zeros((3 * size,), dtype)}
+        if after:
+            return params | {"W": recurrent, "c_n": jnp.zeros((size,), dtype)}
+        return params | {"W": recurrent[:, : 2 * size], "W_n": recurrent[:, 2 * size :]}
+
+    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+        from_x = affine(x, params["U"], params["b"])
+        from_h = jnp.dot(h_tm1, params["W"])
+        r = sigmoid(gate(from_x, 0, size) + gate(from_h, 0, size))
+        z = sigmoid(gate(from_x, 1, size) + gate(from_h, 1, size))
+        if after:
+            past = gate(from_h, 2, size)
+            past = r * (past + jnp.broadcast_to(params["c_n"], past.shape))
+        else:
+            past = jnp.dot(r * h_tm1, params["W_n"])
+        n = jnp.tanh(gate(from_x, 2, size) + past)
+        h = (1 - z) * n + z * h_tm1
+        return h, h
+
+    return build("gru", size, dtype, learn_initial_state, weights, equations)
+
+
+def mgu(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = False) -> Cell:
+    """The minimal gated unit: a GRU whose two gates are one.
+
+        f = s(U x_t + W h_tm1 + b)
+        n = tanh(U_n x_t + b_n + W_n (f * h_tm1))
+        h_t = (1 - f) * h_tm1 + f * n,    y_t = h_t
+
+    Parameters U [D, 2H] and b [2H] (order f, n), W [H, H] and W_n [H, H] (orthogonal), and
+    initial_state [H] if it is learned.
+    Cost: 4 H (D + H) FLOPs per step and example; about 5H numbers kept per step by `lax.scan`.
+    Raises: ValueError or TypeError at construction for a bad size or dtype.
+    Zhou et al. 2016, "Minimal gated unit for recurrent neural networks".
+    """
+    size = checks.positive_int("mgu", "size", size)
+    dtype = checks.float_dtype("mgu", dtype)
+
+    def weights(key: Key, x: Any) -> dict[str, Any]:
+        k_input, k_recurrent = jax.random.split(key)
+        recurrent = recurrent_weights(k_recurrent, size, 2, dtype)
+        return {
+            "U": input_weights(k_input, x, 2 * size, dtype, "mgu"),
+            "W": recurrent[:, :size],
+            "W_n": recurrent[:, size:],
+            "b": jnp.zeros((2 * size,), dtype),
+        }
+
+    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+        from_x = affine(x, params["U"], params["b"])
+        f = sigmoid(gate(from_x, 0, size) + jnp.dot(h_tm1, params["W"]))
+        n = jnp.tanh(gate(from_x, 1, size) + jnp.dot(f * h_tm1, params["W_n"]))
+        h = (1 - f) * h_tm1 + f * n
+        return h, h
+
+    return build("mgu", size, dtype, learn_initial_state, weights, equations)

@@ -1,0 +1,144 @@
+"""Cells with one state vector and no gates: `elman`, `jordan`, `ind_rnn`.
+
+Shapes, for every cell in this file: x [*B, D], state [*B, H] (`jordan`: [*B, O]), any number of
+batch dimensions. The weights multiply from the right (x U for U x in the formulas), so U is [D, H].
+Parameters, state and output have the given dtype; after casting the parameters to another dtype the
+cell computes in that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import checks
+from jaxrnn.cells.base import affine, build, input_weights, recurrent_weights
+from jaxrnn.types import Cell, Key, Params, State
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def _activation(where: str, name: str, fn: Any) -> Activation:
+    if not callable(fn):
+        raise TypeError(f"{where}: {name} must be a function such as jnp.tanh, got {fn!r}")
+    return fn
+
+
+def elman(
+    size: int,
+    *,
+    activation: Activation = jnp.tanh,
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """The simple recurrent net.
+
+        h_t = f(U x_t + W h_tm1 + b),    y_t = h_t
+
+    Parameters U [D, H], W [H, H] (orthogonal), b [H], and initial_state [H] if it is learned.
+    Cost: 2 H (D + H) FLOPs per step and example; the backward pass keeps h_t and the activation's
+    derivative, 2H numbers per step.
+    Raises: ValueError or TypeError at construction for a bad size, dtype or activation.
+    Elman 1990, "Finding structure in time".
+    """
+    size = checks.positive_int("elman", "size", size)
+    dtype = checks.float_dtype("elman", dtype)
+    activation = _activation("elman", "activation", activation)
+
+    def weights(key: Key, x: Any) -> dict[str, Any]:
+        k_input, k_recurrent = jax.random.split(key)
+        return {
+            "U": input_weights(k_input, x, size, dtype, "elman"),
+            "W": recurrent_weights(k_recurrent, size, 1, dtype),
+            "b": jnp.zeros((size,), dtype),
+        }
+
+    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+        h = activation(affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"]))
+        return h, h
+
+    return build("elman", size, dtype, learn_initial_state, weights, equations)
+
+
+def jordan(
+    size: int,
+    output_size: int,
+    *,
+    activation: Activation = jnp.tanh,
+    output_activation: Activation = jnp.tanh,
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """The net that feeds back its output instead of its hidden units.
+
+        h_t = f(U x_t + W y_tm1 + b),    y_t = g(V h_t + c)
+
+    The state is y, [*B, O]. Parameters U [D, H], W [O, H], b [H], V [H, O], c [O], and
+    initial_state [O] if it is learned. W has orthonormal rows or columns, whichever are fewer.
+    Cost: 2 (D H + 2 H O) FLOPs per step and example; about 2 (H + O) numbers kept per step.
+    Raises: ValueError or TypeError at construction for a bad size, dtype or activation.
+    Jordan 1986, "Serial order: a parallel distributed processing approach".
+    """
+    size = checks.positive_int("jordan", "size", size)
+    output_size = checks.positive_int("jordan", "output_size", output_size)
+    dtype = checks.float_dtype("jordan", dtype)
+    activation = _activation("jordan", "activation", activation)
+    output_activation = _activation("jordan", "output_activation", output_activation)
+
+    def weights(key: Key, x: Any) -> dict[str, Any]:
+        k_input, k_recurrent, k_output = jax.random.split(key, 3)
+        return {
+            "U": input_weights(k_input, x, size, dtype, "jordan"),
+            "W": recurrent_weights(k_recurrent, size, 1, dtype, rows=output_size),
+            "b": jnp.zeros((size,), dtype),
+            "V": input_weights(k_output, jax.ShapeDtypeStruct((size,), dtype), output_size, dtype, "jordan"),
+            "c": jnp.zeros((output_size,), dtype),
+        }
+
+    def equations(params: Params, y_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+        h = activation(affine(x, params["U"], params["b"]) + jnp.dot(y_tm1, params["W"]))
+        y = output_activation(affine(h, params["V"], params["c"]))
+        return y, y
+
+    return build("jordan", output_size, dtype, learn_initial_state, weights, equations)
+
+
+def ind_rnn(
+    size: int,
+    *,
+    activation: Activation = jax.nn.relu,
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """Units that each see only their own past.
+
+        h_t = f(U x_t + w * h_tm1 + b),    y_t = h_t        (* elementwise)
+
+    Parameters U [D, H], w [H] (uniform in 0..1), b [H], and initial_state [H] if it is learned.
+    A unit's gradient over n steps scales with w^n, so over T steps keep |w| <= 2^(1/T), e.g. by
+    clipping the parameter after each update.
+    Cost: 2 H D FLOPs per step and example, all of it outside the recurrence; 2H numbers kept per step.
+    Raises: ValueError or TypeError at construction for a bad size, dtype or activation.
+    Li et al. 2018, "Independently recurrent neural network".
+    """
+    size = checks.positive_int("ind_rnn", "size", size)
+    dtype = checks.float_dtype("ind_rnn", dtype)
+    activation = _activation("ind_rnn", "activation", activation)
+
+    def weights(key: Key, x: Any) -> dict[str, Any]:
+        k_input, k_recurrent = jax.random.split(key)
+        return {
+            "U": input_weights(k_input, x, size, dtype, "ind_rnn"),
+            "w": jax.random.uniform(k_recurrent, (size,), dtype),
+            "b": jnp.zeros((size,), dtype),
+        }
+
+    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+        own_past = jnp.broadcast_to(params["w"], h_tm1.shape) * h_tm1
+        h = activation(affine(x, params["U"], params["b"]) + own_past)
+        return h, h
+
+    return build("ind_rnn", size, dtype, learn_initial_state, weights, equations)

@@ -1,0 +1,133 @@
+"""Sequences of unequal length and sequences that start anew: `masked` and `resettable`.
+
+Both choose with `where`, never by multiplying, on both sides of the step: what goes into it and what
+comes out. A NaN that is not chosen then reaches neither the value nor, through 0 * NaN, the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn import checks
+from jaxrnn.types import Cell, Key, Params, State, Tree
+
+
+def _cheaper_to_redo(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """A checkpoint policy: keep everything for the backward pass but what choosing costs.
+
+    A mask broadcast to a state's shape, and the chosen array itself, would otherwise be kept for
+    every step. Whether `t < length` or `x != x` is redone in no time from what is kept anyway.
+    """
+    del params
+    integers = all(not jnp.issubdtype(getattr(a, "dtype", jnp.float32), jnp.inexact) for a in avals)
+    is_choice = primitive.name in ("select_n", "broadcast_in_dim")
+    return not (is_choice or (primitive.name in ("lt", "ge") and integers))
+
+
+def _keeping_no_masks(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.checkpoint(fn, prevent_cse=False, policy=_cheaper_to_redo)
+
+
+def _choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false: Tree) -> Tree:
+    """Leaf by leaf, `mask ? when_true : when_false` with the mask over the leading dimensions."""
+
+    def chosen(path: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+        if a.shape[: mask.ndim] != mask.shape:
+            raise ValueError(
+                f"{where}: {checks.leaf_name(what, path)} should start with the batch dimensions "
+                f"{mask.shape} of the mask, got {checks.describe(a)}"
+            )
+        widened = lax.broadcast_in_dim(mask, a.shape, tuple(range(mask.ndim)))
+        return jnp.where(widened, a, b)
+
+    return jax.tree_util.tree_map_with_path(chosen, when_true, when_false)
+
+
+def _zeros(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def masked(cell: Cell, *, live: Callable[[Tree], jax.Array] | None = None) -> Cell:
+    """A cell that stands still where a mask is false: x_t is a pair (input, mask), mask [*B] boolean.
+
+        state_t, y_t = cell(state_tm1, input)    where mask
+                       state_tm1, 0              elsewhere
+
+    `live` computes the mask from what is given in its place (`unroll` passes the step's number t
+    and `live=lambda t: t < lengths`). Input under a false mask, NaN included, has no effect on any
+    value or gradient; state and output leaves must start with the batch dimensions.
+    Cost: one `where` per leaf; nothing of the state's size is kept for the backward pass on its account.
+    Raises: TypeError if the mask is not boolean, ValueError for a leaf without the batch dimensions.
+    """
+
+    def init(key: Key, x: Tree) -> Params:
+        return cell.init(key, x[0])
+
+    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        def guarded(params: Params, state: State, x: Tree, key: Key | None) -> tuple[State, Tree]:
+            inputs, mask = x
+            if live is not None:
+                mask = live(mask)
+            if mask.dtype != jnp.bool_:
+                raise TypeError(f"masked: mask must be boolean, got {checks.describe(mask)}")
+            inputs = _choose("masked", "x", mask, inputs, _zeros(inputs))
+            new, y = cell.step(params, state, inputs, key=key)
+            return _choose("masked", "state", mask, new, state), _choose("masked", "y", mask, y, _zeros(y))
+
+        return _keeping_no_masks(guarded)(params, state, x, key)
+
+    return cell._replace(init=init, step=step)
+
+
+def _has_nan(tree: Tree, batch_dims: int) -> jax.Array:
+    """[*B]: whether any number that belongs to this example is NaN."""
+    found = [
+        jnp.any(jnp.isnan(leaf), axis=tuple(range(batch_dims, leaf.ndim)))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros((), jnp.bool_)
+
+
+def _nans(tree: Tree) -> Tree:
+    return jax.tree.map(lambda a: jnp.full_like(a, jnp.nan) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+
+
+def resettable(cell: Cell) -> Cell:
+    """A cell that starts anew where told: x_t is a pair (input, reset), reset [*B] boolean.
+
+        state_tm1 = initial_state  where reset
+        state_t, y_t = cell(state_tm1, input)
+
+    A state or input with a NaN makes the example's whole state and output NaN from that step to its
+    next reset. The step itself never sees the NaN, so that its gradients stay finite: a NaN before a
+    reset has no effect on any value or gradient after it.
+    Cost: a `where` and a NaN test per leaf; nothing of the state's size is kept for the backward
+    pass on its account. Raises: TypeError if reset is not boolean, ValueError for a leaf without the
+    batch dimensions.
+    """
+
+    def init(key: Key, x: Tree) -> Params:
+        return cell.init(key, x[0])
+
+    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        def guarded(params: Params, state: State, x: Tree, key: Key | None) -> tuple[State, Tree]:
+            inputs, reset = x
+            if reset.dtype != jnp.bool_:
+                raise TypeError(f"resettable: reset must be boolean, got {checks.describe(reset)}")
+            start = cell.initial_state(params, reset.shape)
+            state = _choose("resettable", "state", reset, start, state)
+            sound = jnp.broadcast_to(~_has_nan((state, inputs), reset.ndim), reset.shape)
+            state = _choose("resettable", "state", sound, state, start)
+            inputs = _choose("resettable", "x", sound, inputs, _zeros(inputs))
+            new, y = cell.step(params, state, inputs, key=key)
+            return _choose("resettable", "state", sound, new, _nans(new)), _choose("resettable", "y", sound, y, _nans(y))
+
+        return _keeping_no_masks(guarded)(params, state, x, key)
+
+    return cell._replace(init=init, step=step)

@@ -1,0 +1,66 @@
+"""What one step costs in memory, measured from its trace: bytes of a carry, bytes kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from jaxrnn.types import Tree
+
+
+class StepBytes(NamedTuple):
+    carry: int  # c: bytes of one carry
+    kept: int  # r: bytes that `lax.scan` keeps per step for the backward pass
+    x: int  # bytes of one step's input
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all arrays (or structs of arrays) in a pytree."""
+    return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+    size = 1
+    for n in jnp.shape(leaf):
+        size *= n
+    return size * dtype.itemsize
+
+
+def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> StepBytes:
+    """(c, r, x) of a step `carry, y = f(carry, x)` that is differentiated by everything that it reads.
+
+    r counts the distinct arrays that the step's vector-Jacobian product needs and that differ from
+    step to step. What depends only on closed-over values (weights) is kept once, not per step, and
+    an input x is in xs already; neither counts. Traces f once and computes nothing.
+    """
+    closed = jax.make_jaxpr(f)(carry, x)
+    consts = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in closed.consts]
+    jaxpr = closed.jaxpr
+    # The same step with what it closed over as its first arguments, so that those are differentiated too.
+    opened = ClosedJaxpr(
+        Jaxpr((), [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info), ()
+    )
+
+    def residuals(*args: Any) -> list[Any]:
+        return jax.tree.leaves(jax.vjp(jaxpr_as_fun(opened), *args)[1])
+
+    carry_leaves, x_leaves = jax.tree.leaves(carry), jax.tree.leaves(x)
+    backward = jax.make_jaxpr(residuals)(*consts, *map(_like, carry_leaves), *map(_like, x_leaves)).jaxpr
+    varies = set(backward.invars[len(consts) :])
+    inputs = set(backward.invars[len(consts) + len(carry_leaves) :])
+    for equation in backward.eqns:
+        if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
+            varies.update(equation.outvars)
+    kept = {v for v in backward.outvars if not isinstance(v, Literal) and v in varies and v not in inputs}
+    return StepBytes(nbytes(carry), sum(_leaf_bytes(v.aval) for v in kept), nbytes(x))
+
+
+def _like(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+

@@ -1,0 +1,74 @@
+"""What a cell does to shapes, found by tracing it abstractly (no arithmetic is done)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import checks
+from jaxrnn.types import Cell, Params, Tree
+
+
+def struct(tree: Tree) -> Tree:
+    """The shapes and dtypes of a pytree, as ShapeDtypeStructs."""
+    return jax.eval_shape(lambda: tree) if _has_arrays_only(tree) else tree
+
+
+def _has_arrays_only(tree: Tree) -> bool:
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def zeros_of(tree: Tree) -> Tree:
+    """An example input with the given shapes, for initialisers that want an array."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), struct(tree))
+
+
+def first_step(xs: Tree) -> Tree:
+    """The struct of one step of xs: the leading (time) dimension removed."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), struct(xs))
+
+
+def _shapes(tree: Tree) -> Any:
+    return jax.tree.map(lambda a: a.shape, tree), jax.tree.structure(tree)
+
+
+def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, ...]:
+    """The batch dimensions of one step's input x.
+
+    Only the cell knows how many trailing dimensions of x are features ([B] tokens have none,
+    [B, D] has one). They are found as the fewest leading dimensions of x for which a state of
+    that batch shape keeps its shape through one step; a cell without state has none.
+    """
+    leaves = jax.tree.leaves(struct(x))
+    leading = leaves[0].shape if leaves else ()
+    failures: list[Exception] = []
+    for k in range(len(leading) + 1):
+        try:
+            # With too few batch dimensions a step broadcasts or fails; both mean "not this one".
+            with jax.numpy_rank_promotion("allow"):
+                state = jax.eval_shape(lambda p, n=k: cell.initial_state(p, leading[:n]), params)
+                state_out, _ = jax.eval_shape(cell.step, params, state, struct(x))
+        except Exception as error:  # noqa: BLE001  whatever a user's step raises; told below if none fits
+            failures.append(error)
+            continue
+        if _shapes(state) == _shapes(state_out):
+            return leading[:k]
+    if len(failures) > len(leading):
+        raise failures[-2] if len(failures) > 1 else failures[-1]
+    raise ValueError(
+        f"{where}: no batch shape makes the step keep its state's shape for an input x of "
+        f"{[checks.describe(leaf) for leaf in leaves]}; check that the step returns (state, y), "
+        "that the state goes out as it came in, or pass the first state explicitly"
+    )
+
+
+def output(where: str, cell: Cell, params: Params, x: Tree) -> Tree:
+    """The struct of y for one step's input x."""
+    batch = batch_shape(where, cell, params, x)
+
+    def one_step(params: Params, x: Tree) -> Tree:
+        return cell.step(params, cell.initial_state(params, batch), x)[1]
+
+    return jax.eval_shape(one_step, params, struct(x))

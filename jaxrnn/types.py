@@ -1,0 +1,72 @@
+"""The contracts that everything else is written against: what a cell is, and what a scan is.
+
+Letters, used in every shape comment: `T` time steps, `B` batch (any number of leading dimensions,
+also none), `D` input features, `H` hidden units, `K` steps per segment, `S` segments.
+Arrays are time-major, `[T, *B, ...]`. A suffix `_tm1` is the previous step's value of a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Key = jax.Array  # a PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)
+Params = Any  # any pytree of arrays
+State = Any  # any pytree of arrays with leading dimensions *B; () where there is none
+Tree = Any
+
+
+def nothing_to_draw(params: Params, key: Key) -> Params:
+    """The `begin` of a cell that draws nothing once per sequence."""
+    del key
+    return params
+
+
+class Cell(NamedTuple):
+    """One time step of a recurrent net, as pure functions.
+
+        params = init(key, x)                            x: one step's input, or its ShapeDtypeStruct
+        state  = initial_state(params, batch_shape)
+        state, y = step(params, state, x, key=None)      the order of `lax.scan`
+
+    so that the whole unrolled net is `lax.scan(partial(step, params), state, xs)`.
+
+    `step` takes any leading batch dimensions, also none. Its state has the same structure, shapes
+    and dtypes going in and coming out. A layer without memory is a cell whose state is `()`; so
+    embedding, recurrent layers, readout and loss together are one cell, written for one step.
+
+    `key` is this step's own key: `unroll(..., key=key)` splits one off per step. `None` means
+    deterministic, as in evaluation. `begin(params, key)` draws what stays the same for a whole
+    sequence (a dropout mask, say); `unroll` calls it once, before the loop, and hands what it
+    returns to `step` and to `initial_state` in place of the parameters.
+    """
+
+    init: Callable[[Key, Tree], Params]
+    initial_state: Callable[[Params, tuple[int, ...]], State]
+    step: Callable[..., tuple[State, Tree]]
+    begin: Callable[[Params, Key], Params] = nothing_to_draw
+
+
+class Scan(Protocol):
+    """A way to run a loop over time. Every scan means exactly what `jax.lax.scan` means:
+
+        ys = []
+        for x in xs:                    # from the last to the first if reverse
+            carry, y = f(carry, x)
+            ys.append(y)
+        return carry, stack(ys)
+
+    Scans differ only in how the loop is run and in what is kept for the backward pass; the values
+    are the same, and so is the gradient (`truncated` alone cuts it, on purpose).
+    """
+
+    def __call__(
+        self,
+        f: Callable[[Tree, Tree], tuple[Tree, Tree]],
+        init: Tree,
+        xs: Tree = None,
+        length: int | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tree, Tree]: ...
