@@ -122,9 +122,7 @@ def same_type(where: str, what: str, expected: Tree, got: Tree, remedy: str) -> 
         raise ValueError(f"{where}: {what} should have the structure {expected_tree}, got {got_tree}; {remedy}")
     for (path, a), b in zip(expected_leaves, got_leaves, strict=True):
         if jnp.shape(a) != jnp.shape(b) or jnp.result_type(a) != jnp.result_type(b):
-            raise ValueError(
-                f"{where}: {leaf_name(what, path)} should be {describe(a)}, got {describe(b)}; {remedy}"
-            )
+            raise ValueError(f"{where}: {leaf_name(what, path)} should be {describe(a)}, got {describe(b)}; {remedy}")
 
 
 def lengths(where: str, value: Any, steps: int) -> jax.Array:
@@ -132,8 +130,9 @@ def lengths(where: str, value: Any, steps: int) -> jax.Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{where}: lengths must be integers, got {describe(array)}; cast with .astype(int)")
-    if not isinstance(array, jax.core.Tracer) and array.size:
-        low, high = int(array.min()), int(array.max())
+    if not isinstance(value, jax.core.Tracer) and array.size:
+        known = np.asarray(value)  # with numpy: under jit even JAX's operations on known values are traced
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high > steps:
             raise ValueError(
                 f"{where}: lengths must lie in 0..{steps} (xs has {steps} steps), got values from {low} to {high}"

@@ -130,7 +130,7 @@ def dropout(cell: Cell, rate: float, *, on: str = "output", mask: str = "step") 
         for leaf, k in zip(leaves, _split(key, len(leaves)), strict=True):
             keep = jax.random.bernoulli(k, 1 - rate, leaf.shape)
             kept.append(jnp.where(keep, leaf / (1 - rate), jnp.zeros_like(leaf)))
-        return structure.unflatten(kept)
+        return jax.tree.unflatten(structure, kept)
 
     def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
         return cell.initial_state(params.params if isinstance(params, Drawn) else params, batch_shape)
@@ -179,11 +179,9 @@ def zoneout(cell: Cell, rate: float | State) -> Cell:
     def rates(state: State) -> list[float]:
         if isinstance(rate, (int, float)):
             return [float(rate)] * len(jax.tree.leaves(state))
-        if jax.tree.structure(rate) != jax.tree.structure(state):
-            raise ValueError(
-                f"zoneout: rate should be one number or have the state's structure {jax.tree.structure(state)}, "
-                f"got {jax.tree.structure(rate)}"
-            )
+        given, wanted = (jax.tree_util.tree_structure(t) for t in (rate, state))
+        if given != wanted:
+            raise ValueError(f"zoneout: rate should be one number or have the state's structure {wanted}, got {given}")
         return [float(r) for r in jax.tree.leaves(rate)]
 
     def mixed(r: float, key: Key | None, old: jax.Array, new: jax.Array) -> jax.Array:

@@ -126,7 +126,8 @@ def resettable(cell: Cell) -> Cell:
             state = _choose("resettable", "state", sound, state, start)
             inputs = _choose("resettable", "x", sound, inputs, _zeros(inputs))
             new, y = cell.step(params, state, inputs, key=key)
-            return _choose("resettable", "state", sound, new, _nans(new)), _choose("resettable", "y", sound, y, _nans(y))
+            new = _choose("resettable", "state", sound, new, _nans(new))
+            return new, _choose("resettable", "y", sound, y, _nans(y))
 
         return _keeping_no_masks(guarded)(params, state, x, key)
 

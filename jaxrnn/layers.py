@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxrnn import checks, shapes
+from jaxrnn import shapes
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 

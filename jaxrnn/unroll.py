@@ -81,9 +81,7 @@ def unroll(
     return scan(body, state, (xs, key_t), length=steps, reverse=reverse)
 
 
-def _first_state(
-    cell: Cell, params: Params, xs: Tree, state: State | None, lengths: Any, resets: Any
-) -> State:
+def _first_state(cell: Cell, params: Params, xs: Tree, state: State | None, lengths: Any, resets: Any) -> State:
     """The given state, checked against the cell's own; or the cell's own."""
     if lengths is not None and resets is not None and lengths.shape != resets.shape[1:]:
         raise ValueError(

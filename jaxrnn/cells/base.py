@@ -29,7 +29,7 @@ def recurrent_weights(key: Key, size: int, gates: int, dtype: Any, rows: int | N
     All singular values are 1, so that a linear net neither shrinks nor grows what it carries.
     """
     # The QR decomposition behind it exists from float32 upwards.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
     blocks = [_orthogonal(k, (rows or size, size), wide) for k in jax.random.split(key, gates)]
     return jnp.concatenate(blocks, axis=-1).astype(dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jaxrnn.scans.segments import in_segments
 from jaxrnn.types import Scan, Tree
 
 
+@functools.cache
 def branches(segments: int, levels: int) -> list[int]:
     """How many parts each level is split into, outermost first; their product is at least `segments`.
 
@@ -34,7 +36,7 @@ def branches(segments: int, levels: int) -> list[int]:
         for rest in [branches(segments // b, levels - 1)]
         if b * math.prod(rest) == segments
     ]
-    best = min(exact, key=sum)
+    best = min(exact, key=sum, default=[segments])
     return best if sum(best) <= 2 * levels * even else [even] * levels
 
 
@@ -49,15 +51,16 @@ def nested_sizes(steps: int, segment: int, levels: int) -> list[int]:
 
 
 def kept_bytes(steps: int, sizes: list[int], cost: StepBytes) -> int:
-    """Bytes that nested segments of these sizes keep: every level's carries, one innermost segment's steps.
+    """Bytes that nested segments of these sizes keep.
 
-    A level with a shorter last segment also copies its inputs, to cut them in two.
+    Every level's carries and the inputs of its current segment; the steps of one innermost segment.
+    A level with a shorter last segment copies all its inputs once more, to cut them in two.
     """
     if not sizes:
         return steps * cost.kept
     full, rest = divmod(steps, sizes[0])
-    copied = steps * cost.x if rest else 0
-    return (full + bool(rest)) * cost.carry + copied + kept_bytes(sizes[0], sizes[1:], cost)
+    inputs = sizes[0] * cost.x + (steps * cost.x if rest else 0)
+    return (full + bool(rest)) * cost.carry + inputs + kept_bytes(sizes[0], sizes[1:], cost)
 
 
 def best_segment(steps: int, levels: int, cost: StepBytes) -> int:
@@ -84,8 +87,8 @@ class checkpointed:  # noqa: N801
     Memory: as above, so O(sqrt T) for one level, O(T^(1/(L+1))) for L.
     Recompute: one extra forward pass per level. Exact.
     Limits: any T; where K does not divide it the last segment is shorter, which costs a copy of xs
-    and, over L levels, a program of up to 2^L copies of the step. `levels=1` serves up to some thousand steps; take more levels for longer sequences, and
-    `lax.scan` where memory does not matter.
+    and, over L levels, a program of up to 2^L copies of the step. `levels=1` serves up to some
+    thousand steps; take more levels for longer sequences, and `lax.scan` where memory does not matter.
     Raises: ValueError for a segment or levels below 1, TypeError for an inner that is no scan, and
     what `lax.scan` raises. Chen et al. 2016, "Training deep nets with sublinear memory cost".
     """

@@ -62,5 +62,3 @@ def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tre
 
 def _like(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-
-

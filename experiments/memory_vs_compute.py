@@ -1,0 +1,190 @@
+"""Memory against compute: what each way to run the loop costs, for one gradient of one cell.
+
+One row per sequence length and strategy: compiled scratch bytes, FLOPs, median time relative to plain
+`lax.scan`, and the largest difference of the gradients from plain. The runs are interleaved, so that
+the machine's moods hit all strategies alike. A strategy that needs more memory than the machine has
+is compiled but not run, and says so.
+
+    python -m experiments.memory_vs_compute
+    python -m experiments.memory_vs_compute --cell gru --size 512 --lengths 100 1000 --scans lax.scan "checkpointed(25)"
+
+Writes table.csv and curves.png into the run folder. Stopped and started again it keeps the lengths it has.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import jaxrnn
+from experiments import common
+
+PLAIN = "lax.scan"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    cell: common.CellName = "lstm"
+    """Recurrent cell."""
+    size: int = 256
+    """Hidden units."""
+    batch: int = 32
+    """Sequences in parallel."""
+    inputs: int = 64
+    """Input features per step."""
+    lengths: tuple[int, ...] = (100, 300, 1000, 3000)
+    """Sequence lengths T."""
+    scans: tuple[str, ...] = (
+        PLAIN,
+        "checkpointed(1)",
+        "checkpointed",
+        "checkpointed(levels=2)",
+        "checkpointed(levels=3)",
+    )
+    """Strategies; checkpointed(1) is the usual jax.checkpoint on every step. Plain lax.scan is always there."""
+    rounds: int = 3
+    """Timed runs of each strategy, interleaved, after one that does not count."""
+    budget: float | None = None
+    """Memory in MiB above which nothing is run; what the machine has free, if not given."""
+    run: str = "runs/memory_vs_compute"
+    """Run folder: table.csv, curves.png, metrics.jsonl."""
+
+
+def gradient(config: Config, steps: int, scan: jaxrnn.Scan) -> tuple[Any, tuple[Any, Any]]:
+    """The gradient of a loss on the last state by all parameters, and its arguments."""
+    cell = common.CELLS[config.cell](config.size)
+    x = jax.ShapeDtypeStruct((config.batch, config.inputs), jnp.float32)
+    params = cell.init(jax.random.key(0), x)
+
+    def loss(params: Any, xs: jax.Array) -> jax.Array:
+        state, _ = jaxrnn.unroll(cell, params, xs, scan=scan)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state))
+
+    return jax.grad(loss), (params, jax.ShapeDtypeStruct((steps, *x.shape), x.dtype))
+
+
+def difference(got: Any, plain: Any) -> float:
+    """The largest difference of any gradient, relative to the largest gradient."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True))
+    largest = max(float(jnp.max(jnp.abs(b))) for _, b in pairs)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / largest
+
+
+def rows(config: Config, steps: int, scans: dict[str, jaxrnn.Scan], limit: float) -> list[dict[str, Any]]:
+    """All strategies at one length: compiled first, then those that fit run in turn."""
+    table, runs, results = [], {}, {}
+    xs = jax.random.normal(jax.random.key(1), (steps, config.batch, config.inputs))
+    for name, scan in scans.items():
+        grad, (params, x) = gradient(config, steps, scan)
+        compiled = jax.jit(grad).lower(params, x).compile()
+        needed = compiled.memory_analysis().temp_size_in_bytes
+        row = {"T": steps, "strategy": name, "temp_bytes": needed, "flops": jaxrnn.flops(grad, params, x)}
+        table.append(row)
+        if needed > limit:
+            row["note"] = f"not run: needs {common.mebibytes(needed)}, {common.mebibytes(limit)} allowed"
+        else:
+            runs[name] = lambda compiled=compiled, params=params: compiled(params, xs)
+            results[name] = jax.block_until_ready(runs[name]())
+    if runs:
+        timings = jaxrnn.interleaved(runs, rounds=config.rounds, warmup=0)
+    for row in table:
+        name = row["strategy"]
+        if name in runs:
+            row["seconds"] = timings[name].median
+        if name in runs and PLAIN in runs:
+            row["time"] = timings[name].median / timings[PLAIN].median
+            row["difference"] = difference(results[name], results[PLAIN])
+    return table
+
+
+def show(records: list[dict[str, Any]], config: Config, console: Console) -> None:
+    table = Table(title=f"one gradient of {config.cell} {config.size}, batch {config.batch}, {config.inputs} inputs")
+    for column in ("T", "strategy", "temp MiB", "of plain", "GFLOP", "time", "grad diff"):
+        table.add_column(column, justify="left" if column == "strategy" else "right", no_wrap=True)
+    plain = {r["T"]: r["temp_bytes"] for r in records if r["strategy"] == PLAIN}
+    for n, row in enumerate(records):
+        last_of_length = n + 1 == len(records) or records[n + 1]["T"] != row["T"]
+        table.add_row(
+            str(row["T"]),
+            row["strategy"],
+            f"{row['temp_bytes'] / 2**20:,.2f}",
+            f"{row['temp_bytes'] / plain[row['T']]:.1%}",
+            f"{row['flops'] / 1e9:,.1f}",
+            f"{row['time']:.2f}x" if "time" in row else "-",
+            f"{row['difference']:.0e}" if "difference" in row else "-",
+            end_section=last_of_length,
+        )
+    console.print(table)
+    for row in records:
+        if "note" in row:
+            console.print(f"T = {row['T']}, {row['strategy']}: {row['note']}")
+
+
+def as_csv(records: list[dict[str, Any]]) -> str:
+    columns = ["T", "strategy", "temp_bytes", "flops", "seconds", "time", "difference", "note"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def draw_curves(records: list[dict[str, Any]]) -> Any:
+    def draw(panels: Any) -> None:
+        memory, trade = panels
+        longest = max((r["T"] for r in records if "time" in r), default=None)
+        for name in dict.fromkeys(r["strategy"] for r in records):
+            mine = [r for r in records if r["strategy"] == name]
+            (line,) = memory.loglog([r["T"] for r in mine], [r["temp_bytes"] / 2**20 for r in mine], "o-", label=name)
+            for r in mine:
+                if r["T"] == longest and "time" in r:
+                    trade.plot(r["temp_bytes"] / 2**20, r["time"], "o", color=line.get_color())
+                    here = (r["temp_bytes"] / 2**20, r["time"])
+                    trade.annotate(name, here, xytext=(6, 6), textcoords="offset points")
+        memory.set(xlabel="time steps T", ylabel="scratch memory of one gradient, MiB", title="memory")
+        memory.legend()
+        trade.set(xscale="log", xlabel="scratch memory of one gradient, MiB", ylabel="time, relative to lax.scan")
+        trade.set_title(f"time against memory, T = {longest}")
+        trade.margins(0.25)
+
+    return draw
+
+
+def main(config: Config) -> None:
+    console = Console(soft_wrap=True)
+    scans = {PLAIN: lax.scan, **{text: common.scan_named(text) for text in config.scans}}
+    if not config.lengths or min(config.lengths) < 1:
+        raise common.UsageError("--lengths needs whole numbers of at least 1")
+    with common.usage():
+        jax.eval_shape(gradient(config, 1, lax.scan)[0], *gradient(config, 1, lax.scan)[1])
+    limit = config.budget * 2**20 if config.budget is not None else jaxrnn.memory_free()
+    about = {"experiment": "memory_vs_compute", **dataclasses.asdict(config)}
+    del about["run"]
+    with jaxrnn.Run(config.run, about) as run:
+        found = {record["T"]: record["rows"] for record in jaxrnn.read_metrics(run.folder)}
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("lengths", total=len(config.lengths))
+            for steps in sorted(set(config.lengths)):
+                bar.update(task, description=f"T = {steps}")
+                if steps not in found:
+                    found[steps] = rows(config, steps, scans, limit)
+                    run.log({"T": steps, "rows": found[steps]})
+                bar.advance(task)
+        records = [row for steps in sorted(found) for row in found[steps]]
+        show(records, config, console)
+        run.write("table.csv", as_csv(records))
+        common.picture(run.folder / "curves.png", draw_curves(records), columns=2)
+        console.print(f"written: {run.folder / 'table.csv'} and curves.png beside it")
+
+
+if __name__ == "__main__":
+    common.launch(main, Config, __doc__ or "")

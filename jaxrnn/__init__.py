@@ -1,0 +1,64 @@
+"""jaxrnn: write one time step as a pure function; unroll it, differentiate it, fit it in memory."""
+
+from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, lstm, mgu
+from jaxrnn.compose import dropout, residual, stack, with_loss, zoneout
+from jaxrnn.generate import generate, greedy, temperature, top_k
+from jaxrnn.guards import masked, resettable
+from jaxrnn.layers import layer, lift, recurrent
+from jaxrnn.losses import bits_per_character, cross_entropy, reduced
+from jaxrnn.measure import flops, interleaved, kept_per_step, memory_free, temp_bytes
+from jaxrnn.scans import checkpointed, python_loop, truncated
+from jaxrnn.store import Run, RunError, read_config, read_metrics
+from jaxrnn.streams import Streams
+from jaxrnn.train import Interrupted, TrainState, adam, create, fit, make_train_step
+from jaxrnn.types import Cell, Scan
+from jaxrnn.unroll import unroll
+
+__all__ = [
+    "Cell",
+    "Interrupted",
+    "LSTMState",
+    "Run",
+    "RunError",
+    "Scan",
+    "Streams",
+    "TrainState",
+    "adam",
+    "bits_per_character",
+    "checkpointed",
+    "create",
+    "cross_entropy",
+    "dropout",
+    "elman",
+    "fit",
+    "flops",
+    "generate",
+    "greedy",
+    "gru",
+    "ind_rnn",
+    "interleaved",
+    "jordan",
+    "kept_per_step",
+    "layer",
+    "lift",
+    "lstm",
+    "make_train_step",
+    "masked",
+    "memory_free",
+    "mgu",
+    "python_loop",
+    "read_config",
+    "read_metrics",
+    "recurrent",
+    "reduced",
+    "resettable",
+    "residual",
+    "stack",
+    "temp_bytes",
+    "temperature",
+    "top_k",
+    "truncated",
+    "unroll",
+    "with_loss",
+    "zoneout",
+]

@@ -1,0 +1,157 @@
+"""What a program costs: compiled bytes, FLOPs, bytes kept per step, and times that can be compared."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from jaxrnn import checks
+from jaxrnn.scans.cost import StepBytes, step_bytes
+from jaxrnn.shapes import struct
+from jaxrnn.types import Cell, Params, Tree
+
+
+def temp_bytes(fn: Callable[..., Any], *args: Any) -> int:
+    """Bytes of scratch memory that the compiled fn(*args) needs beside its arguments and results.
+
+    XLA's own figure (`memory_analysis().temp_size_in_bytes`); for a gradient mostly what the backward
+    pass keeps. Compiles and does not run; args may be ShapeDtypeStructs. Raises: RuntimeError where
+    the backend reports no figure.
+    """
+    analysis = jax.jit(fn).lower(*args).compile().memory_analysis()
+    if analysis is None:
+        raise RuntimeError(f"temp_bytes: the backend {jax.default_backend()!r} reports no memory analysis")
+    return int(analysis.temp_size_in_bytes)
+
+
+def flops(fn: Callable[..., Any], *args: Any) -> int:
+    """Floating-point operations of fn(*args), counted from its trace.
+
+    A product counts 2 per multiply-add, an elementwise operation or reduction 1 per element, a scan's
+    body once per step (XLA's own `cost_analysis` counts it once in all), the costliest branch of a
+    `cond`. A `while` whose number of trips is not in the program counts once. Recomputation by
+    `jax.checkpoint` is in the trace and so in the count.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+# Moving, naming and typing data is not arithmetic.
+_FREE = frozenset(
+    """broadcast_in_dim reshape transpose squeeze slice dynamic_slice dynamic_update_slice concatenate gather
+    scatter select_n convert_element_type bitcast_convert_type copy copy_p iota pad rev stop_gradient
+    optimization_barrier device_put random_wrap random_unwrap split expand_dims name""".split()
+)
+
+
+def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _inner(params: Mapping[str, Any]) -> list[Jaxpr]:
+    found: list[Jaxpr] = []
+    for value in params.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(each, ClosedJaxpr):
+                found.append(each.jaxpr)
+            elif isinstance(each, Jaxpr):
+                found.append(each)
+    return found
+
+
+def _equation_flops(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    inner = [_jaxpr_flops(jaxpr) for jaxpr in _inner(params)]
+    if name == "scan":
+        return params["length"] * sum(inner)
+    if name == "cond":
+        return max(inner)
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+        return 2 * depth * equation.outvars[0].aval.size
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * equation.outvars[0].aval.size * (kernel.size // max(outputs, 1))
+    if inner:
+        return sum(inner)  # jit, checkpoint, custom rules, while
+    if name in _FREE or name.startswith("random_"):
+        return 0
+    is_reduction = name.startswith(("reduce_", "arg", "cum"))
+    arrays = equation.invars if is_reduction else equation.outvars
+    return sum(getattr(v.aval, "size", 0) for v in arrays)
+
+
+def kept_per_step(cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] = ()) -> StepBytes:
+    """Bytes of a cell's carry, of what `lax.scan` keeps per step for the backward pass, and of one input.
+
+    x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct. T steps under `lax.scan` keep T
+    times `kept`, plus what does not depend on T. Traces the step and computes nothing.
+    """
+    state = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
+    return step_bytes(lambda s, x: cell.step(params, s, x), state, struct(x))
+
+
+def memory_free() -> int:
+    """Bytes that a program may still take: on the accelerator in use, or of the machine for the CPU.
+
+    Raises: RuntimeError where neither the device nor the operating system says.
+    """
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats:
+        return int(stats["bytes_limit"] - stats["bytes_in_use"])
+    try:
+        with open("/proc/meminfo") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError, OSError):
+        raise RuntimeError("memory_free: this system does not say how much memory it has") from None
+
+
+class Timing(NamedTuple):
+    median: float  # seconds
+    low: float  # the first quartile
+    high: float  # the third quartile
+    runs: int
+
+
+def interleaved(
+    fns: Mapping[str, Callable[[], Any]], *, rounds: int = 7, seconds: float = math.inf, warmup: int = 1
+) -> dict[str, Timing]:
+    """Times functions of no arguments in turn, A B C A B C ..., so that a machine's moods hit all alike.
+
+    Each run is waited for (`block_until_ready`). `warmup` runs come first and do not count (they
+    compile). Stops after `rounds` rounds, or once `seconds` have gone by and every function has run
+    at least once. Compare the medians' ratios, not the seconds.
+    """
+    rounds = checks.positive_int("interleaved", "rounds", rounds)
+    for _ in range(warmup):
+        for fn in fns.values():
+            jax.block_until_ready(fn())
+    taken: dict[str, list[float]] = {name: [] for name in fns}
+    start = time.perf_counter()
+    for _ in range(rounds):
+        for name, fn in fns.items():
+            before = time.perf_counter()
+            jax.block_until_ready(fn())
+            taken[name].append(time.perf_counter() - before)
+        if time.perf_counter() - start > seconds:
+            break
+    return {name: _timing(times) for name, times in taken.items()}
+
+
+def _timing(times: list[float]) -> Timing:
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return Timing(statistics.median(times), low, high, len(times))

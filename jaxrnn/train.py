@@ -1,0 +1,264 @@
+"""Training: the state, the jitted step, and `fit`, which can be stopped at any time and goes on as if it had not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxrnn import checks
+from jaxrnn.store import Run, RunError
+from jaxrnn.types import Key, Params, State, Tree
+
+# loss_fn(params, batch, key)        -> loss | (loss, metrics)
+# loss_fn(params, batch, key, carry) -> (loss, carry) | (loss, carry, metrics)     where there is a carry
+LossFn = Callable[..., Any]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that a run is made of between two steps. A pytree: it is saved and restored whole."""
+
+    step: jax.Array  # int32: steps done
+    params: Params
+    opt_state: optax.OptState
+    key: Key  # the same for the whole run; a step's key is fold_in(key, step)
+    carry: State = ()  # the state that one window hands to the next; () where windows are independent
+
+
+class Interrupted(KeyboardInterrupt):
+    """`fit` was asked to stop; what was done so far is saved in the run folder, if there is one."""
+
+
+def adam(
+    learning_rate: float, *, steps: int, warmup: int = 100, clip: float = 1.0, final: float = 0.05
+) -> optax.GradientTransformation:
+    """Adam after clipping the gradient's global norm to `clip`; linear warm-up, then a cosine down to `final` of it.
+
+    The usual recipe for recurrent nets, from optax's parts. Raises: ValueError for warmup >= steps.
+    Pascanu et al. 2013 (clipping); Kingma and Ba 2015.
+    """
+    steps = checks.positive_int("adam", "steps", steps)
+    warmup = min(checks.positive_int("adam", "warmup", warmup, least=0), steps - 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, learning_rate * final)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule, b2=0.99))
+
+
+def create(params: Params, optimizer: optax.GradientTransformation, key: Key, carry: State = ()) -> TrainState:
+    """The state before the first step. Copies what it is given, because steps donate their input's buffers."""
+    copied = jax.tree.map(jnp.array, (params, carry))
+    return TrainState(jnp.zeros((), jnp.int32), copied[0], optimizer.init(params), jnp.array(key), copied[1])
+
+
+def _normal_form(loss_fn: LossFn, carries: bool, result: Any) -> tuple[jax.Array, tuple[State, Metrics]]:
+    parts = result if isinstance(result, tuple) else (result,)
+    if carries:
+        loss, carry, metrics = parts if len(parts) == 3 else (*parts, {})
+    else:
+        carry, (loss, metrics) = (), parts if len(parts) == 2 else (*parts, {})
+    return loss, (carry, metrics)
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Tree], tuple[TrainState, Metrics]]:
+    """One jitted step: gradient, update, and the carry for the next window.
+
+        loss, carry = loss_fn(params, batch, fold_in(key, step), carry)
+        params, opt_state = optimizer's update of them by d loss / d params
+
+    The gradient does not flow into the carry it was given: that is truncated BPTT, the window being
+    the reach. The state's buffers are donated (reused for the result), so keep only the new one.
+    Metrics are those of loss_fn with "loss" and "grad_norm" added. Cost: one value and gradient.
+    Raises: ValueError where the carry comes back with another structure, shape or dtype.
+    """
+
+    def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        carries = bool(jax.tree.leaves(state.carry))
+
+        def loss_and_more(params: Params) -> tuple[jax.Array, tuple[State, Metrics]]:
+            args = (params, batch, key, state.carry) if carries else (params, batch, key)
+            return _normal_form(loss_fn, carries, loss_fn(*args))
+
+        (loss, (carry, metrics)), grads = jax.value_and_grad(loss_and_more, has_aux=True)(state.params)
+        checks.same_type("train step", "carry", state.carry, carry, "return the carry in the type in which it came")
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def fit(
+    loss_fn: LossFn,
+    params: Params,
+    batches: Callable[[int], Tree],
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    carry: State = (),
+    run: Run | str | os.PathLike[str] | None = None,
+    evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    log_every: int = 50,
+    save_every: int = 500,
+    progress: bool = True,
+) -> TrainState:
+    """Trains for `steps` steps, or for what is left of them if `run` holds a checkpoint.
+
+        for step in range(done, steps):
+            state, metrics = train_step(state, batches(step))
+
+    `batches(step)` gives the step's batch; where it depends on nothing else (see `Streams`), a run
+    that was stopped, by Ctrl-C or `kill -9`, and started again ends with bit-identical parameters
+    to one that was not. `carry` is the first state of stateful streams; () for independent batches.
+    `run`, a folder or a `Run`, receives metrics.jsonl and a checkpoint every `save_every` steps and
+    at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end.
+    Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
+
+    Cost: the train step; one batch is fetched while the previous step runs.
+    Raises: FloatingPointError when the loss is not finite, before anything of that step is saved;
+    RunError for a run folder or checkpoint that cannot be used; ValueError for bad arguments.
+    """
+    steps = checks.positive_int("fit", "steps", steps)
+    log_every = checks.positive_int("fit", "log_every", log_every)
+    save_every = checks.positive_int("fit", "save_every", save_every)
+    if evaluate_every is not None:
+        evaluate_every = checks.positive_int("fit", "evaluate_every", evaluate_every)
+    with contextlib.ExitStack() as stack:
+        if run is not None and not isinstance(run, Run):
+            run = stack.enter_context(Run(run))
+        state = create(params, optimizer, key, carry)
+        if run is not None and run.steps():
+            state = run.restore(state)
+            run.forget_after(int(state.step))
+        done = int(state.step)
+        if done > steps:
+            raise RunError(f"the run has {done} steps already, more than the {steps} asked for")
+        show = stack.enter_context(_reporter(done, steps, progress))
+        diary = _Diary(run, show, evaluate, steps, log_every, save_every, evaluate_every or steps)
+        stop_asked = stack.enter_context(_stop_signal())
+        train_step = make_train_step(loss_fn, optimizer)
+
+        batch = batches(done) if done < steps else None
+        for step in range(done + 1, steps + 1):
+            state, metrics = train_step(state, batch)
+            if step < steps:
+                batch = batches(step)  # the next step's, while the device works on this one
+            diary.take(step, metrics)
+            stopping = stop_asked() and step < steps
+            diary.write(step, state, stopping)
+            if stopping:
+                saved = f"; saved in {run.folder}, start it again to go on" if run is not None else ""
+                raise Interrupted(f"stopped after step {step} of {steps}{saved}")
+        return state
+
+
+@dataclasses.dataclass
+class _Diary:
+    """What `fit` shows, logs, evaluates and saves after which step."""
+
+    run: Run | None
+    show: Callable[[int, Mapping[str, float]], None]
+    evaluate: Callable[[Params], Mapping[str, float]] | None
+    steps: int
+    log_every: int
+    save_every: int
+    evaluate_every: int
+    recent: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def take(self, step: int, metrics: Metrics) -> None:
+        """Waits for the step to end, and for its figures."""
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']:.3g}); "
+                "lower the learning rate, clip more, or look at the batch; nothing of this step was saved"
+            )
+        self.recent.append(values)
+
+    def write(self, step: int, state: TrainState, stopping: bool) -> None:
+        last = stopping or step == self.steps
+        record: dict[str, float] = {}
+        if last or step % self.log_every == 0:
+            record = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[0]}
+            self.recent.clear()
+        if self.evaluate and (step == self.steps or step % self.evaluate_every == 0):
+            record |= {name: float(value) for name, value in self.evaluate(state.params).items()}
+        self.show(step, record)
+        if self.run is None:
+            return
+        if record:
+            self.run.log({"step": step, "seconds": round(time.perf_counter() - self.started, 3), **record})
+        if last or step % self.save_every == 0:
+            self.run.save(step, state)
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C or SIGTERM has come since. The second one acts as it always does."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        asked.append(number)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+    previous: dict[signal.Signals, Any] = {}
+    try:
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            previous[wanted] = signal.signal(wanted, note)
+    except ValueError:
+        pass  # only the main thread hears signals; elsewhere they stay as they are
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _reporter(done: int, steps: int, progress: bool) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Shows progress: a bar on a terminal, a line per record elsewhere, or nothing."""
+    console = Console()
+
+    def text(record: Mapping[str, float]) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in record.items())
+
+    if not progress:
+        yield lambda step, record: None
+        return
+    if not console.is_terminal:
+
+        def line(step: int, record: Mapping[str, float]) -> None:
+            if record:
+                print(f"step {step}/{steps}  {text(record)}", flush=True)
+
+        yield line
+        return
+    now = TextColumn("{task.fields[now]}")
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), now, console=console) as bar:
+        task = bar.add_task("training", total=steps, completed=done, now="")
+
+        def advance(step: int, record: Mapping[str, float]) -> None:
+            bar.update(task, completed=step)
+            if record:
+                bar.update(task, now=text(record))
+
+        yield advance

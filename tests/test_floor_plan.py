@@ -1,0 +1,80 @@
+"""The layers of the library: a module imports only from those above it in this list."""
+
+import ast
+from pathlib import Path
+
+import jaxrnn
+
+FLOORS = """
+types checks shapes cells.base cells.simple cells.gated cells layers compose guards
+scans.cost scans.segments scans.loops scans.checkpoint scans.truncate scans
+unroll generate losses streams store train measure
+""".split()
+
+PACKAGE = Path(jaxrnn.__file__).parent
+ROOT = PACKAGE.parent
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield path, ".".join(p for p in parts if p != "__init__")
+
+
+def imports(path):
+    """Dotted names of ours that a file imports, "jaxrnn." removed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (n if _is_module(n) else node.module for n in names)
+
+
+def _is_module(dotted):
+    place = ROOT.joinpath(*dotted.split("."))
+    return place.with_suffix(".py").exists() or place.is_dir()
+
+
+def test_every_module_has_a_floor():
+    assert sorted(name for _, name in modules() if name) == sorted(FLOORS)
+
+
+def test_imports_go_up_the_list_only():
+    for path, name in modules():
+        if not name:
+            continue
+        for imported in imports(path):
+            if imported.startswith("jaxrnn"):
+                above = imported.removeprefix("jaxrnn").lstrip(".")
+                assert above in FLOORS[: FLOORS.index(name)], f"{name} imports {imported}, which is not above it"
+
+
+def test_only_public_names_of_jax():
+    for path, _ in modules():
+        text = path.read_text()
+        assert "jax._src" not in text and "jax.core." not in text.replace("jax.core.Tracer", ""), path
+
+
+def test_experiments_use_the_public_library():
+    for path in (ROOT / "experiments").glob("*.py"):
+        for imported in imports(path):
+            assert imported == "jaxrnn" or not imported.startswith("jaxrnn"), f"{path.name} imports {imported}"
+
+
+def test_init_names_what_is_public_and_computes_nothing():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    assert all(isinstance(node, (ast.Expr, ast.ImportFrom, ast.Assign)) for node in tree.body)
+    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == set(jaxrnn.__all__) and list(jaxrnn.__all__) == sorted(jaxrnn.__all__)
+
+
+def test_public_names_are_documented():
+    for name in jaxrnn.__all__:
+        assert (getattr(jaxrnn, name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_files_are_short_enough_to_read():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 350, path

@@ -1,0 +1,97 @@
+"""Every cell and every scan there is, by name: what the property tests run over."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import jaxrnn as rnn
+
+D = 3  # input features
+H = 4  # hidden units
+NORMAL = nn.initializers.lecun_normal()  # Flax orthogonalises in the parameter dtype, which bfloat16 cannot
+
+
+def _masked_all(cell):
+    """masked() as a cell of x alone: a step counts if its first feature is below 1."""
+    inner = rnn.masked(cell)
+    pair = lambda x: (x, x[..., 0] < 1)
+    return inner._replace(
+        init=lambda key, x: cell.init(key, x),
+        step=lambda p, s, x, key=None: inner.step(p, s, pair(x), key=key),
+    )
+
+
+def _resettable_all(cell):
+    """resettable() as a cell of x alone: a sequence starts anew where its second feature is above 1."""
+    inner = rnn.resettable(cell)
+    return inner._replace(
+        init=lambda key, x: cell.init(key, x),
+        step=lambda p, s, x, key=None: inner.step(p, s, (x, x[..., 1] > 1), key=key),
+    )
+
+
+def running_mean():
+    """A cell with an integer in its state, written by hand from the contract."""
+
+    def step(params, state, x, *, key=None):
+        del key
+        count, mean = state
+        count = count + 1
+        mean = mean + (x * params - mean) / count[..., None].astype(x.dtype)
+        return (count, mean), mean
+
+    return rnn.Cell(
+        init=lambda key, x: jnp.ones((), x.dtype),
+        initial_state=lambda p, batch: (jnp.zeros(batch, jnp.int32), jnp.zeros((*batch, D), p.dtype)),
+        step=step,
+    )
+
+
+CELLS = {
+    "elman": lambda t: rnn.elman(H, dtype=t),
+    "elman_relu_learned": lambda t: rnn.elman(H, activation=jax.nn.relu, dtype=t, learn_initial_state=True),
+    "jordan": lambda t: rnn.jordan(H, 2, dtype=t),
+    "ind_rnn": lambda t: rnn.ind_rnn(H, dtype=t),
+    "lstm": lambda t: rnn.lstm(H, dtype=t),
+    "lstm_all": lambda t: rnn.lstm(H, peephole=True, projection=3, dtype=t, learn_initial_state=True),
+    "gru": lambda t: rnn.gru(H, dtype=t),
+    "gru_before": lambda t: rnn.gru(H, reset="before", dtype=t, learn_initial_state=True),
+    "mgu": lambda t: rnn.mgu(H, dtype=t),
+    "layer": lambda t: rnn.layer(nn.Dense(H, dtype=t, param_dtype=t)),
+    "flax_lstm": lambda t: rnn.recurrent(nn.OptimizedLSTMCell(H, dtype=t, param_dtype=t, recurrent_kernel_init=NORMAL)),
+    "flax_gru": lambda t: rnn.recurrent(nn.GRUCell(H, dtype=t, param_dtype=t, recurrent_kernel_init=NORMAL)),
+    "lift": lambda t: rnn.lift(jnp.tanh),
+    "stack": lambda t: rnn.stack(
+        rnn.layer(nn.Dense(H, dtype=t, param_dtype=t)), rnn.lstm(H, dtype=t), rnn.lift(jnp.tanh), rnn.gru(2, dtype=t)
+    ),
+    "residual": lambda t: rnn.residual(rnn.gru(D, dtype=t)),
+    "masked": lambda t: _masked_all(rnn.lstm(H, dtype=t)),
+    "resettable": lambda t: _resettable_all(rnn.gru(H, dtype=t, learn_initial_state=True)),
+    "dropout_step": lambda t: rnn.dropout(rnn.gru(H, dtype=t), 0.4),
+    "dropout_sequence": lambda t: rnn.stack(
+        rnn.dropout(rnn.lstm(H, dtype=t), 0.4, on="input", mask="sequence"),
+        rnn.layer(nn.Dense(2, dtype=t, param_dtype=t)),
+    ),
+    "zoneout": lambda t: rnn.zoneout(rnn.lstm(H, dtype=t), 0.3),
+    "running_mean": lambda t: running_mean(),
+}
+
+SCANS = {
+    "lax.scan": lax.scan,
+    "python_loop": rnn.python_loop(),
+    "checkpointed": rnn.checkpointed(),
+    "checkpointed(2)": rnn.checkpointed(2),
+    "checkpointed(2, levels=2)": rnn.checkpointed(2, levels=2),
+    "checkpointed(python_loop)": rnn.checkpointed(3, inner=rnn.python_loop()),
+    "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
+}
+
+
+def rounded(tree, dtype):
+    """Floating leaves in a dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def sequence(seed, shape, dtype):
+    return jax.random.normal(jax.random.key(seed), (*shape, D), jnp.float32).astype(dtype)
