@@ -133,12 +133,14 @@ def dropout(cell: Cell, rate: float, *, on: str = "output", mask: str = "step") 
         return jax.tree.unflatten(structure, kept)
 
     def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
-        return cell.initial_state(params.params if isinstance(params, Drawn) else params, batch_shape)
+        return cell.initial_state(own(params)[0], batch_shape)
+
+    def own(params: Params) -> tuple[Params, Key | None]:
+        """The cell's parameters, and this dropout's key if `begin` drew one (a cell inside may have one too)."""
+        return params if per_sequence and isinstance(params, Drawn) else (params, None)
 
     def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        drawn = None
-        if isinstance(params, Drawn):
-            params, drawn = params
+        params, drawn = own(params)
         if key is None or rate == 0.0:
             return cell.step(params, state, x, key=key)
         k_mask, k_cell = jax.random.split(key)

@@ -95,8 +95,14 @@ def kept_per_step(cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, .
     x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct. T steps under `lax.scan` keep T
     times `kept`, plus what does not depend on T. Traces the step and computes nothing.
     """
-    state = jax.eval_shape(lambda p: cell.initial_state(p, batch_shape), params)
-    return step_bytes(lambda s, x: cell.step(params, s, x), state, struct(x))
+    found = []
+
+    def trace(params: Params) -> None:
+        state = jax.eval_shape(lambda: cell.initial_state(params, batch_shape))
+        found.append(step_bytes(lambda s, x: cell.step(params, s, x), state, struct(x)))
+
+    jax.eval_shape(trace, params)  # the parameters may be structs; as tracers the step can close over them
+    return found[0]
 
 
 def memory_free() -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.types import Cell, Params, Tree
+from jaxrnn.types import Cell, Params, State, Tree
 
 
 def struct(tree: Tree) -> Tree:
@@ -34,6 +34,18 @@ def _shapes(tree: Tree) -> Any:
     return jax.tree.map(lambda a: a.shape, tree), jax.tree.structure(tree)
 
 
+def _one_step(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> tuple[State, State, Tree]:
+    """The structs of (state before, state after, y) for one step of a batch of this shape, run with a key."""
+
+    def run(params: Params, x: Tree) -> tuple[State, State, Tree]:
+        key = jax.random.key(0)
+        begun = cell.begin(params, key)
+        state = cell.initial_state(begun, batch)
+        return state, *cell.step(begun, state, x, key=key)
+
+    return jax.eval_shape(run, params, struct(x))
+
+
 def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, ...]:
     """The batch dimensions of one step's input x.
 
@@ -48,27 +60,21 @@ def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, .
         try:
             # With too few batch dimensions a step broadcasts or fails; both mean "not this one".
             with jax.numpy_rank_promotion("allow"):
-                state = jax.eval_shape(lambda p, n=k: cell.initial_state(p, leading[:n]), params)
-                state_out, _ = jax.eval_shape(cell.step, params, state, struct(x))
+                state, state_out, _ = _one_step(cell, params, x, leading[:k])
         except Exception as error:  # noqa: BLE001  whatever a user's step raises; told below if none fits
             failures.append(error)
             continue
         if _shapes(state) == _shapes(state_out):
             return leading[:k]
     if len(failures) > len(leading):
-        raise failures[-2] if len(failures) > 1 else failures[-1]
+        raise failures[max(len(leading) - 1, 0)]  # with all dimensions but the last as batch, as is most usual
     raise ValueError(
         f"{where}: no batch shape makes the step keep its state's shape for an input x of "
         f"{[checks.describe(leaf) for leaf in leaves]}; check that the step returns (state, y), "
         "that the state goes out as it came in, or pass the first state explicitly"
-    )
+    ) from (failures[-1] if failures else None)
 
 
 def output(where: str, cell: Cell, params: Params, x: Tree) -> Tree:
     """The struct of y for one step's input x."""
-    batch = batch_shape(where, cell, params, x)
-
-    def one_step(params: Params, x: Tree) -> Tree:
-        return cell.step(params, cell.initial_state(params, batch), x)[1]
-
-    return jax.eval_shape(one_step, params, struct(x))
+    return _one_step(cell, params, x, batch_shape(where, cell, params, x))[2]

@@ -96,7 +96,7 @@ def make_train_step(
         checks.same_type("train step", "carry", state.carry, carry, "return the carry in the type in which it came")
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
 
     return jax.jit(train_step, donate_argnums=0)

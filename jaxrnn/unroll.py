@@ -94,13 +94,27 @@ def _first_state(cell: Cell, params: Params, xs: Tree, state: State | None, leng
     elif state is None:
         batch = shapes.batch_shape("unroll", cell, params, shapes.first_step(xs))
     else:
-        return jax.tree.map(jnp.asarray, state)
+        state = jax.tree.map(jnp.asarray, state)
+        _check_state(jax.eval_shape(lambda p: cell.initial_state(p, ()), params), state)
+        return state
     own = cell.initial_state(params, batch)
     if state is None:
         return own
     state = jax.tree.map(jnp.asarray, state)
     checks.same_type("unroll", "state", own, state, "start from cell.initial_state(params, batch_shape)")
     return state
+
+
+def _check_state(unbatched: State, state: State) -> None:
+    """A given state whose batch dimensions only the caller knows must still fit the cell behind them."""
+    if not jax.tree.leaves(unbatched):
+        return
+    behind = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), unbatched)
+    if jax.tree_util.tree_structure(behind) == jax.tree_util.tree_structure(state):
+        behind = jax.tree.map(
+            lambda own, a: jax.ShapeDtypeStruct(a.shape[: a.ndim - own.ndim] + own.shape, own.dtype), behind, state
+        )
+    checks.same_type("unroll", "state", behind, state, "start from cell.initial_state(params, batch_shape)")
 
 
 def _check_batch(xs: Tree, batch: tuple[int, ...]) -> None:

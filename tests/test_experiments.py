@@ -1,0 +1,157 @@
+"""The experiments from the command line: a few steps of each, going on, and what they say to bad arguments."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxrnn as rnn
+from experiments import common, data
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, wait=True):
+    command = [sys.executable, "-m", *map(str, arguments)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
+    child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not wait:
+        return child
+    out, err = child.communicate(timeout=400)
+    return child.returncode, out, err
+
+
+TINY = "--size 24 --embedding 8 --batch 16 --window 16 --steps 20 --evaluations 1 --save-every 5".split()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, run("experiments.char_lm", *TINY, "--run", folder)
+
+
+def test_char_lm_trains_reports_and_writes(trained):
+    folder, (code, out, err) = trained
+    assert code == 0, err
+    for expected in (
+        "gzip -9",
+        "xz -9",
+        "as trained",
+        "learning on as it reads",
+        "scratch memory",
+        "def __init__(self",
+    ):
+        assert expected in out
+    bits = json.loads((folder / "results.json").read_text())
+    assert 1.5 < bits["xz -9"] < bits["gzip -9"] < 2.5 and 2 < bits["gru 24, learning on as it reads"] < 8
+    assert rnn.read_metrics(folder)[-1]["held_out_bits"] == pytest.approx(bits["gru 24, as trained"])
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_char_lm_completes_from_a_saved_run(trained):
+    code, out, err = run("experiments.char_lm", "--run", trained[0], "--complete", "def f(", "--length", 30)
+    assert code == 0, err
+    assert out.startswith("def f(")
+
+
+def test_char_lm_interrupted_goes_on(tmp_path):
+    long = [*TINY, "--steps", "100000", "--run", tmp_path / "run"]
+    child = run("experiments.char_lm", *long, wait=False)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.time() + 200
+    while not (checkpoints / "5").exists() and not (checkpoints / "15").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=100)
+    assert child.returncode == 130 and "start it again to go on" in err, err
+    with rnn.Run(tmp_path / "run", json.loads((tmp_path / "run" / "run.json").read_text())) as opened:
+        assert opened.steps()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--scan", "lax.skan"], "scan 'lax.skan' is not understood; known are lax.scan"),
+        (["--scan", "checkpointed(0)"], "segment must be a whole number of at least 1, got 0"),
+        (["--scan", "truncated"], "is not understood"),
+        (["--scan", "__import__('os').system('true')"], "is not understood"),
+        (["--size", "0"], "size must be a whole number of at least 1, got 0"),
+        (["--window", "100000000"], "too few for"),
+        (["--dropout", "1.5"], "rate is the share that is dropped"),
+        (["--complete", "x", "--run", "no/such/run"], "is not a run folder"),
+        (["--run", "pyproject.toml/run"], "cannot be written"),
+        (["--run", "tests"], "is not a run folder"),
+    ],
+)
+def test_char_lm_says_what_is_wrong_in_one_sentence(arguments, complaint):
+    code, out, err = run("experiments.char_lm", *arguments)
+    assert code == 1, (out, err)
+    assert complaint in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("arguments", [["--cell", "lstn"], ["--no-such-option", "1"], ["--steps", "many"]])
+def test_unknown_options_are_refused(arguments):
+    code, _, err = run("experiments.char_lm", *arguments)
+    assert code == 2 and err.strip()
+
+
+@pytest.mark.parametrize("experiment", ["char_lm", "memory_vs_compute"])
+def test_help_says_what_it_does(experiment):
+    code, out, _ = run(f"experiments.{experiment}", "--help")
+    assert code == 0 and "--run" in out and "checkpoint" in out
+
+
+SMALL = "--size 32 --batch 8 --inputs 16 --rounds 1 --lengths 20 200".split()
+
+
+def test_memory_vs_compute_writes_a_row_per_length_and_strategy(tmp_path):
+    arguments = ["experiments.memory_vs_compute", *SMALL, "--run", tmp_path / "run"]
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "run" / "table.csv").open()))
+    assert len(rows) == 10 and {r["T"] for r in rows} == {"20", "200"}
+    at = {r["strategy"]: r for r in rows if r["T"] == "200"}
+    assert int(at["checkpointed"]["temp_bytes"]) < int(at["lax.scan"]["temp_bytes"]) / 5
+    assert int(at["lax.scan"]["flops"]) < int(at["checkpointed"]["flops"]) < int(at["checkpointed(levels=2)"]["flops"])
+    assert all(float(r["difference"]) < 1e-5 for r in rows)
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    again = run(*arguments)
+    assert again[0] == 0 and list(csv.DictReader((tmp_path / "run" / "table.csv").open())) == rows
+
+
+def test_what_does_not_fit_is_predicted_not_run(tmp_path):
+    code, out, err = run("experiments.memory_vs_compute", *SMALL, "--budget", "0.5", "--run", tmp_path / "run")
+    assert code == 0, err
+    rows = {(r["T"], r["strategy"]): r for r in csv.DictReader((tmp_path / "run" / "table.csv").open())}
+    plain = rows["200", "lax.scan"]
+    assert plain["note"].startswith("not run: needs") and not plain["seconds"] and "not run: needs" in out
+    assert rows["200", "checkpointed(levels=2)"]["seconds"] and int(plain["temp_bytes"]) > 2**19
+
+
+def test_scans_are_named_by_their_expression():
+    assert common.scan_named("lax.scan") is lax.scan
+    assert common.scan_named("checkpointed") == rnn.checkpointed()
+    assert common.scan_named(" checkpointed( 25 , levels = 2 ) ") == rnn.checkpointed(25, levels=2)
+    nested = rnn.truncated(20, inner=rnn.checkpointed(inner=rnn.python_loop()))
+    assert common.scan_named("truncated(20, inner=checkpointed(inner=python_loop))") == nested
+
+
+def test_the_corpus_is_held_out_by_module():
+    train, held = data.standard_library()
+    assert train.characters > 2_000_000 and 0.02 < held.characters / train.characters < 0.12
+    assert train.starts[0] and held.starts[0] and train.fingerprint != held.fingerprint
+    pieces = data.shuffled(train, 2048, seed=0)
+    assert len(pieces.content) == len(train.content)
+    assert np.bincount(np.frombuffer(pieces.content, np.uint8)).tolist() == (
+        np.bincount(np.frombuffer(train.content, np.uint8)).tolist()
+    )
+    assert np.diff(np.flatnonzero(pieces.starts)).max() <= 2048
+    assert data.shuffled(train, 2048, seed=0).fingerprint == pieces.fingerprint
