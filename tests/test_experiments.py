@@ -109,6 +109,11 @@ def test_help_says_what_it_does(experiment):
     assert code == 0 and "--run" in out and "checkpoint" in out
 
 
+def table(folder):
+    with (folder / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 SMALL = "--size 32 --batch 8 --inputs 16 --rounds 1 --lengths 20 200".split()
 
 
@@ -116,7 +121,7 @@ def test_memory_vs_compute_writes_a_row_per_length_and_strategy(tmp_path):
     arguments = ["experiments.memory_vs_compute", *SMALL, "--run", tmp_path / "run"]
     code, out, err = run(*arguments)
     assert code == 0, err
-    rows = list(csv.DictReader((tmp_path / "run" / "table.csv").open()))
+    rows = table(tmp_path / "run")
     assert len(rows) == 10 and {r["T"] for r in rows} == {"20", "200"}
     at = {r["strategy"]: r for r in rows if r["T"] == "200"}
     assert int(at["checkpointed"]["temp_bytes"]) < int(at["lax.scan"]["temp_bytes"]) / 5
@@ -124,13 +129,13 @@ def test_memory_vs_compute_writes_a_row_per_length_and_strategy(tmp_path):
     assert all(float(r["difference"]) < 1e-5 for r in rows)
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     again = run(*arguments)
-    assert again[0] == 0 and list(csv.DictReader((tmp_path / "run" / "table.csv").open())) == rows
+    assert again[0] == 0 and table(tmp_path / "run") == rows
 
 
 def test_what_does_not_fit_is_predicted_not_run(tmp_path):
     code, out, err = run("experiments.memory_vs_compute", *SMALL, "--budget", "0.5", "--run", tmp_path / "run")
     assert code == 0, err
-    rows = {(r["T"], r["strategy"]): r for r in csv.DictReader((tmp_path / "run" / "table.csv").open())}
+    rows = {(r["T"], r["strategy"]): r for r in table(tmp_path / "run")}
     plain = rows["200", "lax.scan"]
     assert plain["note"].startswith("not run: needs") and not plain["seconds"] and "not run: needs" in out
     assert rows["200", "checkpointed(levels=2)"]["seconds"] and int(plain["temp_bytes"]) > 2**19
