@@ -252,6 +252,7 @@ def report(config: Config, run: jaxrnn.Run, held_out: Text, learned: float, cons
     def draw(axes: Any) -> None:
         axes.plot(*zip(*trained, strict=True), lw=1, label="training windows")
         axes.plot(*zip(*checked, strict=True), "o-", label="held out")
+        axes.plot(checked[-1][0], learned, "*", ms=12, label="held out, learning on as it reads")
         for name, style in (("gzip -9", "--"), ("xz -9", ":")):
             axes.axhline(bits[name], color="0.4", ls=style, label=name)
         axes.set(xlabel="characters read", ylabel="bits per character", ylim=(1, 4))
@@ -280,7 +281,7 @@ def complete_from_run(config: Config, console: Console) -> None:
 
 
 def main(config: Config) -> None:
-    console = Console(soft_wrap=True)
+    console = common.console()
     if config.complete is not None:
         complete_from_run(config, console)
     else:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 from jax import lax
+from rich.console import Console
 
 import jaxrnn
 
@@ -109,6 +110,11 @@ def picture(path: Path, draw: Callable[[Any], None], *, columns: int = 1) -> Non
     figure.savefig(draft, dpi=120, format="png")
     plt.close(figure)
     draft.replace(path)
+
+
+def console() -> Console:
+    """The terminal; where the output goes to a file instead, wide enough for any of our tables."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def mebibytes(count: float) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from functools import partial
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ class Config:
     rounds: int = 3
     """Timed runs of each strategy, interleaved, after one that does not count."""
     budget: float | None = None
-    """Memory in MiB above which nothing is run; what the machine has free, if not given."""
+    """MiB above which a strategy is compiled but not run (0: run none); what the machine has free, if not given."""
     run: str = "runs/memory_vs_compute"
     """Run folder: table.csv, curves.png, metrics.jsonl."""
 
@@ -81,26 +82,28 @@ def difference(got: Any, plain: Any) -> float:
 
 def rows(config: Config, steps: int, scans: dict[str, jaxrnn.Scan], limit: float) -> list[dict[str, Any]]:
     """All strategies at one length: compiled first, then those that fit run in turn."""
-    table, runs, results = [], {}, {}
-    xs = jax.random.normal(jax.random.key(1), (steps, config.batch, config.inputs))
+    table, programs = [], {}
     for name, scan in scans.items():
-        grad, (params, x) = gradient(config, steps, scan)
-        compiled = jax.jit(grad).lower(params, x).compile()
-        needed = compiled.memory_analysis().temp_size_in_bytes
-        row = {"T": steps, "strategy": name, "temp_bytes": needed, "flops": jaxrnn.flops(grad, params, x)}
-        table.append(row)
+        grad, arguments = gradient(config, steps, scan)
+        compiled = jax.jit(grad).lower(*arguments).compile()
+        memory = compiled.memory_analysis()
+        row = {"T": steps, "strategy": name, "temp_bytes": memory.temp_size_in_bytes}
+        table.append(row | {"flops": jaxrnn.flops(grad, *arguments)})
+        needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
         if needed > limit:
-            row["note"] = f"not run: needs {common.mebibytes(needed)}, {common.mebibytes(limit)} allowed"
+            table[-1]["note"] = f"not run: needs {common.mebibytes(needed)}, {common.mebibytes(limit)} allowed"
         else:
-            runs[name] = lambda compiled=compiled, params=params: compiled(params, xs)
-            results[name] = jax.block_until_ready(runs[name]())
-    if runs:
-        timings = jaxrnn.interleaved(runs, rounds=config.rounds, warmup=0)
+            programs[name] = partial(compiled, arguments[0])
+    if not programs:
+        return table
+    xs = jax.random.normal(jax.random.key(1), (steps, config.batch, config.inputs))
+    results = {name: run(xs) for name, run in programs.items()}
+    timings = jaxrnn.interleaved({name: partial(run, xs) for name, run in programs.items()}, rounds=config.rounds)
     for row in table:
         name = row["strategy"]
-        if name in runs:
+        if name in programs:
             row["seconds"] = timings[name].median
-        if name in runs and PLAIN in runs:
+        if name in programs and PLAIN in programs:
             row["time"] = timings[name].median / timings[PLAIN].median
             row["difference"] = difference(results[name], results[PLAIN])
     return table
@@ -153,14 +156,14 @@ def draw_curves(records: list[dict[str, Any]]) -> Any:
         memory.set(xlabel="time steps T", ylabel="scratch memory of one gradient, MiB", title="memory")
         memory.legend()
         trade.set(xscale="log", xlabel="scratch memory of one gradient, MiB", ylabel="time, relative to lax.scan")
-        trade.set_title(f"time against memory, T = {longest}")
+        trade.set_title(f"time against memory, T = {longest}" if longest else "time against memory: none was run")
         trade.margins(0.25)
 
     return draw
 
 
 def main(config: Config) -> None:
-    console = Console(soft_wrap=True)
+    console = common.console()
     scans = {PLAIN: lax.scan, **{text: common.scan_named(text) for text in config.scans}}
     if not config.lengths or min(config.lengths) < 1:
         raise common.UsageError("--lengths needs whole numbers of at least 1")
