@@ -131,7 +131,7 @@ def fit(
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
 
     Cost: the train step; one batch is fetched while the previous step runs.
-    Raises: FloatingPointError when the loss is not finite, before anything of that step is saved;
+    Raises: FloatingPointError when the loss or gradient is not finite, before anything of that step is saved;
     RunError for a run folder or checkpoint that cannot be used; ValueError for bad arguments.
     """
     steps = checks.positive_int("fit", "steps", steps)
@@ -145,8 +145,9 @@ def fit(
         state = create(params, optimizer, key, carry)
         if run is not None and run.steps():
             state = run.restore(state)
-            run.forget_after(int(state.step))
         done = int(state.step)
+        if run is not None:
+            run.forget_after(done)  # what was logged since is about to be done, and logged, again
         if done > steps:
             raise RunError(f"the run has {done} steps already, more than the {steps} asked for")
         show = stack.enter_context(_reporter(done, steps, progress))
@@ -185,9 +186,9 @@ class _Diary:
     def take(self, step: int, metrics: Metrics) -> None:
         """Waits for the step to end, and for its figures."""
         values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]):
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise FloatingPointError(
-                f"the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']:.3g}); "
+                f"the loss of step {step} is {values['loss']} and its gradient's norm {values['grad_norm']}; "
                 "lower the learning rate, clip more, or look at the batch; nothing of this step was saved"
             )
         self.recent.append(values)

@@ -177,7 +177,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
         (xs, ys), begins = arguments()["batches"](step)
         return (xs, ys * (np.nan if step == 11 else 1)), begins
 
-    with pytest.raises(FloatingPointError, match=r"the loss of step 12 is nan .*lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss of step 12 is nan and its gradient's norm nan; lower the learning rate"
+    ):
         rnn.fit(**arguments(batches=bad), run=tmp_path / "run")
     with rnn.Run(tmp_path / "run") as run:
         assert run.steps() == [10]
