@@ -5,6 +5,7 @@ Everything here looks at shapes and dtypes only, so it costs nothing once a prog
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -35,10 +36,18 @@ def positive_int(where: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def rate(where: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+def number(value: Any) -> float:
+    """value as a float; NaN, which no range admits, if it is no single number."""
+    try:
+        return math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def rate(where: str, value: Any) -> float:
+    if not 0.0 <= number(value) < 1.0:
         raise ValueError(f"{where}: rate is the share that is dropped, from 0 up to but not 1, got {value!r}")
-    return float(value)
+    return number(value)
 
 
 def one_of(where: str, name: str, value: Any, choices: tuple[str, ...]) -> Any:
@@ -89,25 +98,25 @@ def features(where: str, x: Any, size: int) -> None:
         )
 
 
-def steps(where: str, xs: Tree, length: int | None = None) -> int:
+def steps(where: str, xs: Tree, length: int | None = None, name: str = "xs") -> int:
     """T, from the leading dimension that all leaves of xs share, or from length where there are none."""
     leaves = jax.tree_util.tree_leaves_with_path(xs)
     if not leaves:
         if length is None:
-            raise ValueError(f"{where}: xs has no arrays, so length must be given")
+            raise ValueError(f"{where}: {name} has no arrays, so length must be given")
         return positive_int(where, "length", length, least=0)
     for path, leaf in leaves:
         if jnp.ndim(leaf) == 0:
             raise ValueError(
-                f"{where}: {leaf_name('xs', path)} is a scalar; every leaf of xs needs a leading time dimension"
+                f"{where}: {leaf_name(name, path)} is a scalar; every leaf of {name} needs a leading time dimension"
             )
     first_path, first = leaves[0]
     found = int(jnp.shape(first)[0])
     for path, leaf in leaves[1:]:
         if jnp.shape(leaf)[0] != found:
             raise ValueError(
-                f"{where}: {leaf_name('xs', path)} has {jnp.shape(leaf)[0]} time steps but "
-                f"{leaf_name('xs', first_path)} has {found}; all leaves of xs must be equally long, time first"
+                f"{where}: {leaf_name(name, path)} has {jnp.shape(leaf)[0]} time steps but "
+                f"{leaf_name(name, first_path)} has {found}; all leaves of {name} must be equally long, time first"
             )
     if length is not None and length != found:
         raise ValueError(f"{where}: length is {length} but xs has {found} time steps; leave length out")
@@ -125,19 +134,27 @@ def same_type(where: str, what: str, expected: Tree, got: Tree, remedy: str) -> 
             raise ValueError(f"{where}: {leaf_name(what, path)} should be {describe(a)}, got {describe(b)}; {remedy}")
 
 
+def is_known(tree: Tree) -> bool:
+    """Whether values can be looked at. With numpy: under jit JAX traces operations even on known values."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def lengths(where: str, value: Any, steps: int) -> jax.Array:
-    """Integers from 0 to T. Values are looked at only where they are known, that is outside jit."""
+    """Integers from 0 to T, as int32: in a narrower type the step's number would wrap round.
+
+    Values are looked at only where they are known, that is outside jit.
+    """
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{where}: lengths must be integers, got {describe(array)}; cast with .astype(int)")
-    if not isinstance(value, jax.core.Tracer) and array.size:
-        known = np.asarray(value)  # with numpy: under jit even JAX's operations on known values are traced
+    if is_known(value) and array.size:
+        known = np.asarray(value)
         low, high = int(known.min()), int(known.max())
         if low < 0 or high > steps:
             raise ValueError(
                 f"{where}: lengths must lie in 0..{steps} (xs has {steps} steps), got values from {low} to {high}"
             )
-    return array
+    return array.astype(jnp.int32)
 
 
 def resets(where: str, value: Any, steps: int) -> jax.Array:

@@ -169,7 +169,9 @@ def zoneout(cell: Cell, rate: float | State) -> Cell:
 
     Without a key m_t is its mean, `rate`. One number serves the whole state; a state in which each
     leaf is a number sets them apart, as in `zoneout(lstm(64), LSTMState(h=0.05, c=0.5))`. An output
-    that is the new state itself (the same array, as in our cells) follows it.
+    that is the new state itself (the same array, as in our cells) follows it; a cell whose step is
+    jitted by itself, or that keeps such an output within (a stack's lower layers), hides that, so wrap
+    the single cells: `stack(zoneout(gru(64), 0.1), zoneout(gru(64), 0.1))`.
     The step's key is split in two, one half for the masks and one for the cell. Integer leaves of the
     state are left alone. Cost: one draw per unit and step.
     Raises: ValueError for a rate outside [0, 1), or rates that do not match the state.
@@ -179,12 +181,12 @@ def zoneout(cell: Cell, rate: float | State) -> Cell:
     jax.tree.map(lambda r: checks.rate("zoneout", r), rate)
 
     def rates(state: State) -> list[float]:
-        if isinstance(rate, (int, float)):
-            return [float(rate)] * len(jax.tree.leaves(state))
+        if jax.tree_util.treedef_is_leaf(jax.tree.structure(rate)):
+            return [checks.number(rate)] * len(jax.tree.leaves(state))
         given, wanted = (jax.tree_util.tree_structure(t) for t in (rate, state))
         if given != wanted:
             raise ValueError(f"zoneout: rate should be one number or have the state's structure {wanted}, got {given}")
-        return [float(r) for r in jax.tree.leaves(rate)]
+        return [checks.number(r) for r in jax.tree.leaves(rate)]
 
     def mixed(r: float, key: Key | None, old: jax.Array, new: jax.Array) -> jax.Array:
         if r == 0.0 or not jnp.issubdtype(new.dtype, jnp.floating):

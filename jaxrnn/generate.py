@@ -26,9 +26,9 @@ def greedy() -> Sampler:
 
 
 def _a_temperature(where: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not 0 < checks.number(value) < math.inf:
         raise ValueError(f"{where}: temperature must be a positive number, got {value!r}; use greedy() for none")
-    return float(value)
+    return checks.number(value)
 
 
 def _draw(where: str, key: Key | None, logits: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ def generate(
     Shapes: x [*B, ...] the first input (a prompt's last element, after `unroll` over those before
     it), xs [steps, *B, ...]. The cell runs without randomness; `key` is split into one key per step
     for `sample`: `greedy()`, `temperature(0.8)`, `top_k(5)`, or any (key, y) -> x; for a series of
-    numbers, `lambda key, y: y`. Calling it again with the state and the last x goes on.
+    numbers, `lambda key, y: y`. Sampled integers take x's type. Calling it again with the state and the last x goes on.
     Cost: `steps` steps, in one compiled loop. Raises: ValueError for a negative `steps`, a sample
     whose type is not that of x, or a sampler's own complaint.
     """
@@ -100,8 +100,13 @@ def generate(
     def body(state_and_x: Tree, key: Key | None) -> tuple[Tree, Tree]:
         state, x = state_and_x
         state, y = cell.step(params, state, x)
-        x = sample(key, y)
+        x = jax.tree.map(as_token, x, sample(key, y))
         return (state, x), x
+
+    def as_token(old: jax.Array, new: jax.Array) -> jax.Array:
+        """Classes come in int32; tokens may be of any integer type."""
+        both = jnp.issubdtype(old.dtype, jnp.integer) and jnp.issubdtype(new.dtype, jnp.integer)
+        return new.astype(old.dtype) if both else new
 
     (state_out, x_out), _ = jax.eval_shape(body, (state, x), shapes.first_step(keys))
     checks.same_type("generate", "sample(y)", shapes.struct(x), x_out, "each sample is the next step's x")

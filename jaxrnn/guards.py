@@ -94,8 +94,24 @@ def _has_nan(tree: Tree, batch_dims: int) -> jax.Array:
     return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros((), jnp.bool_)
 
 
-def _nans(tree: Tree) -> Tree:
-    return jax.tree.map(lambda a: jnp.full_like(a, jnp.nan) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+def _poisoned(cell: Cell, params: Params, state: State, x: Tree, key: Key | None, batch_dims: int) -> Any:
+    """Which examples a NaN that goes into the step makes NaN, [*B], and what comes out of the step for them.
+
+    Without a NaN that is none of them, and then nothing is computed (except under vmap, where both
+    branches of a `cond` are).
+    """
+    inputs = lax.stop_gradient((params, state, x))
+    types = jax.eval_shape(lambda i: cell.step(*i, key=key), inputs)
+    enters = _has_nan((state, x), batch_dims)
+
+    def by_the_step() -> Any:
+        out = cell.step(*inputs, key=key)
+        return enters & _has_nan(out, batch_dims), out
+
+    def none() -> Any:
+        return jnp.zeros_like(enters), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), types)
+
+    return lax.stop_gradient(lax.cond(jnp.any(enters), by_the_step, none))
 
 
 def resettable(cell: Cell) -> Cell:
@@ -104,12 +120,12 @@ def resettable(cell: Cell) -> Cell:
         state_tm1 = initial_state  where reset
         state_t, y_t = cell(state_tm1, input)
 
-    A state or input with a NaN makes the example's whole state and output NaN from that step to its
-    next reset. The step itself never sees the NaN, so that its gradients stay finite: a NaN before a
-    reset has no effect on any value or gradient after it.
-    Cost: a `where` and a NaN test per leaf; nothing of the state's size is kept for the backward
-    pass on its account. Raises: TypeError if reset is not boolean, ValueError for a leaf without the
-    batch dimensions.
+    An example whose state or output becomes NaN because a NaN went into the step has that value, and
+    no gradient through that step: so a NaN before a reset has no effect on any value or gradient
+    after it. A cell that makes sense of NaN inputs (as missing, say) goes on doing so.
+    Cost: a `where` and a NaN test per leaf, and the step once more where there is a NaN (under `vmap`
+    always); nothing of the state's size is kept for the backward pass on its account.
+    Raises: TypeError if reset is not boolean, ValueError for a leaf without the batch dimensions.
     """
 
     def init(key: Key, x: Tree) -> Params:
@@ -122,12 +138,14 @@ def resettable(cell: Cell) -> Cell:
                 raise TypeError(f"resettable: reset must be boolean, got {checks.describe(reset)}")
             start = cell.initial_state(params, reset.shape)
             state = _choose("resettable", "state", reset, start, state)
-            sound = jnp.broadcast_to(~_has_nan((state, inputs), reset.ndim), reset.shape)
-            state = _choose("resettable", "state", sound, state, start)
-            inputs = _choose("resettable", "x", sound, inputs, _zeros(inputs))
+            poisoned, (new_nan, y_nan) = _poisoned(cell, params, state, inputs, key, reset.ndim)
+            poisoned = jnp.broadcast_to(poisoned, reset.shape)
+            # The step to differentiate never sees what made the NaN: 0 * NaN would be NaN in its gradient.
+            state = _choose("resettable", "state", poisoned, start, state)
+            inputs = _choose("resettable", "x", poisoned, _zeros(inputs), inputs)
             new, y = cell.step(params, state, inputs, key=key)
-            new = _choose("resettable", "state", sound, new, _nans(new))
-            return new, _choose("resettable", "y", sound, y, _nans(y))
+            new = _choose("resettable", "state", poisoned, new_nan, new)
+            return new, _choose("resettable", "y", poisoned, y_nan, y)
 
         return _keeping_no_masks(guarded)(params, state, x, key)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrnn import checks
@@ -29,6 +30,11 @@ def _mask(where: str, shape: tuple[int, ...], lengths: Any, mask: Any) -> jax.Ar
     return counted
 
 
+def _wide(dtype: Any) -> Any:
+    """At least float32: sums over a sequence soon pass what 16 bits can hold."""
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
+
+
 def reduced(values: jax.Array, *, lengths: Any = None, mask: Any = None, reduction: str = "mean") -> jax.Array:
     """Losses of single steps, values [T, *B], summed over the steps that count.
 
@@ -37,14 +43,15 @@ def reduced(values: jax.Array, *, lengths: Any = None, mask: Any = None, reducti
         "none":  values, 0 where a step does not count  [T, *B]
 
     A step counts if t < lengths[b] and mask[t, b], as far as they are given. What does not count may
-    be NaN. Raises: ValueError for lengths or mask of the wrong shape, or an unknown reduction.
+    be NaN. Sums are computed and returned in float32 at least.
+    Raises: ValueError for lengths or mask of the wrong shape, or an unknown reduction.
     """
     checks.one_of("reduced", "reduction", reduction, ("sum", "mean", "none"))
     counted = _mask("reduced", values.shape, lengths, mask)
     values = jnp.where(counted, values, jnp.zeros_like(values))
     if reduction == "none":
         return values
-    total = jnp.sum(values)
+    total = jnp.sum(values, dtype=_wide(values.dtype))
     if reduction == "sum":
         return total
     return total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
@@ -65,7 +72,9 @@ def cross_entropy(
         the summands, 0 where a step does not count              reduction="none"
 
     Shapes: logits [T, *B, V], targets [T, *B] integers, lengths [*B], mask [T, *B] boolean. Padding
-    may hold anything, NaN logits and classes out of range included; it reaches no gradient.
+    may hold anything, NaN logits and classes out of range included; it reaches no gradient. A class
+    out of range that counts is an error, or under jit, where values cannot be seen, a NaN loss.
+    Computed and returned in float32 at least.
     Cost: one log-softmax, T B V numbers. To avoid holding all logits at once, make the loss part of
     the cell: `with_loss(cell, optax.softmax_cross_entropy_with_integer_labels)`, then `reduced`.
     Raises: ValueError or TypeError for shapes or dtypes that do not fit, or an unknown reduction.
@@ -78,11 +87,22 @@ def cross_entropy(
             f"cross_entropy: logits must be [T, *B, V] and targets [T, *B], "
             f"got {checks.describe(logits)} and {checks.describe(targets)}"
         )
+    classes = logits.shape[-1]
     counted = _mask("cross_entropy", targets.shape, lengths, mask)
+    if checks.is_known((logits, targets, counted)):
+        wrong = np.asarray(counted) & ((np.asarray(targets) < 0) | (np.asarray(targets) >= classes))
+        if wrong.any():
+            raise ValueError(
+                f"cross_entropy: targets must lie in 0..{classes - 1}, got {int(np.asarray(targets)[wrong][0])} at "
+                f"{[int(n) for n in np.argwhere(wrong)[0]]}; leave out what should not count, e.g. mask=targets >= 0"
+            )
     # Choose on both sides of the loss: a NaN logit under the mask must not meet a zero cotangent.
     logits = jnp.where(jnp.broadcast_to(counted[..., None], logits.shape), logits, jnp.zeros_like(logits))
     targets = jnp.where(counted, targets, jnp.zeros_like(targets))
+    logits = logits.astype(_wide(logits.dtype))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    # Under jit nobody can look at the targets; a wrong one must not pass for the last class.
+    losses = jnp.where((targets < 0) | (targets >= classes), jnp.full_like(losses, jnp.nan), losses)
     return reduced(losses, mask=counted, reduction=reduction)
 
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxrnn import checks
+from jaxrnn import checks, shapes
 from jaxrnn.scans.cost import StepBytes, step_bytes
-from jaxrnn.shapes import struct
 from jaxrnn.types import Cell, Params, Tree
 
 
@@ -89,17 +88,24 @@ def _equation_flops(equation: Any) -> int:
     return sum(getattr(v.aval, "size", 0) for v in arrays)
 
 
-def kept_per_step(cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] = ()) -> StepBytes:
+def kept_per_step(cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] | None = None) -> StepBytes:
     """Bytes of a cell's carry, of what `lax.scan` keeps per step for the backward pass, and of one input.
 
-    x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct. T steps under `lax.scan` keep T
+    x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct; the batch shape is found by
+    tracing the step if it is not given. T steps under `lax.scan` keep T
     times `kept`, plus what does not depend on T. Traces the step and computes nothing.
+    Raises: ValueError for a batch shape that the input does not have.
     """
-    found = []
+    own = shapes.batch_shape("kept_per_step", cell, params, x)
+    if batch_shape is None:
+        batch_shape = own
+    elif not shapes.fits(cell, params, x, batch_shape):
+        raise ValueError(f"kept_per_step: batch_shape should be {own}, as in x, got {batch_shape}; or leave it out")
+    batch, found = batch_shape, []
 
     def trace(params: Params) -> None:
-        state = jax.eval_shape(lambda: cell.initial_state(params, batch_shape))
-        found.append(step_bytes(lambda s, x: cell.step(params, s, x), state, struct(x)))
+        state = jax.eval_shape(lambda: cell.initial_state(params, batch))
+        found.append(step_bytes(lambda s, x: cell.step(params, s, x), state, shapes.struct(x)))
 
     jax.eval_shape(trace, params)  # the parameters may be structs; as tracers the step can close over them
     return found[0]

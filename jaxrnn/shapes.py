@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -30,8 +28,10 @@ def first_step(xs: Tree) -> Tree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), struct(xs))
 
 
-def _shapes(tree: Tree) -> Any:
-    return jax.tree.map(lambda a: a.shape, tree), jax.tree.structure(tree)
+def same_shapes(a: Tree, b: Tree) -> bool:
+    """Whether two pytrees agree in structure and in every leaf's shape."""
+    shape = lambda leaf: jnp.shape(leaf)
+    return bool(jax.tree.map(shape, a) == jax.tree.map(shape, b))
 
 
 def _one_step(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> tuple[State, State, Tree]:
@@ -46,6 +46,17 @@ def _one_step(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> tu
     return jax.eval_shape(run, params, struct(x))
 
 
+def fits(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> bool:
+    """Whether a state of this batch shape keeps its shape through one step of input x."""
+    try:
+        # With too few batch dimensions a step broadcasts or fails; both mean no.
+        with jax.numpy_rank_promotion("allow"):
+            state, state_out, _ = _one_step(cell, params, x, batch)
+    except Exception:  # noqa: BLE001  whatever a user's step raises
+        return False
+    return same_shapes(state, state_out)
+
+
 def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, ...]:
     """The batch dimensions of one step's input x.
 
@@ -55,24 +66,16 @@ def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, .
     """
     leaves = jax.tree.leaves(struct(x))
     leading = leaves[0].shape if leaves else ()
-    failures: list[Exception] = []
     for k in range(len(leading) + 1):
-        try:
-            # With too few batch dimensions a step broadcasts or fails; both mean "not this one".
-            with jax.numpy_rank_promotion("allow"):
-                state, state_out, _ = _one_step(cell, params, x, leading[:k])
-        except Exception as error:  # noqa: BLE001  whatever a user's step raises; told below if none fits
-            failures.append(error)
-            continue
-        if _shapes(state) == _shapes(state_out):
+        if fits(cell, params, x, leading[:k]):
             return leading[:k]
-    if len(failures) > len(leading):
-        raise failures[max(len(leading) - 1, 0)]  # with all dimensions but the last as batch, as is most usual
+    # If the step itself fails, let it say why, with all dimensions but the last as batch, as is most usual.
+    _one_step(cell, params, x, leading[:-1])
     raise ValueError(
         f"{where}: no batch shape makes the step keep its state's shape for an input x of "
         f"{[checks.describe(leaf) for leaf in leaves]}; check that the step returns (state, y), "
         "that the state goes out as it came in, or pass the first state explicitly"
-    ) from (failures[-1] if failures else None)
+    )
 
 
 def output(where: str, cell: Cell, params: Params, x: Tree) -> Tree:

@@ -32,9 +32,9 @@ def _plain(tree: Tree) -> Tree:
     """Host copies of all leaves, PRNG keys as their data."""
 
     def plain(leaf: Any) -> Any:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        return np.array(leaf)
+        return np.array(leaf, dtype=jnp.result_type(leaf))
 
     return jax.tree.map(plain, tree)
 
@@ -43,11 +43,16 @@ def _like(template: Tree, plain: Tree) -> Tree:
     """The inverse of `_plain`."""
 
     def like(leaf: Any, data: Any) -> Any:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
         return jnp.asarray(data)
 
     return jax.tree.map(like, template, plain)
+
+
+def _numbered(plain: Tree) -> dict[str, Any]:
+    """What orbax is given: leaves by their place, but for those without elements, which it cannot store."""
+    return {str(n): leaf for n, leaf in enumerate(jax.tree.leaves(plain)) if leaf.size}
 
 
 def _inventory(plain: Tree) -> dict[str, str]:
@@ -127,10 +132,20 @@ class Run:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Tree) -> None:
-        """Writes a checkpoint; when this returns it is complete. Older ones beyond `keep` are removed."""
+        """Writes a checkpoint; when this returns it is complete. Older ones beyond `keep` are removed.
+
+        Raises: RunError where it cannot be written, or if there is one of this step or a later one.
+        """
+        if self.steps() and step <= self.steps()[-1]:
+            raise RunError(
+                f"checkpoint {step} was not written: {self.folder} holds one of step {self.steps()[-1]}; "
+                "delete that one first, or save in another folder"
+            )
         plain = _plain(state)
         about = {"digest": _digest(plain), "leaves": _inventory(plain)}
-        leaves = {str(n): leaf for n, leaf in enumerate(jax.tree.leaves(plain))}
+        leaves = _numbered(plain)
+        if not leaves:
+            raise ValueError("Run.save: state has no arrays with elements, so there is nothing to save")
         args = self._orbax.args
         try:
             self._manager.save(step, args=args.Composite(state=args.StandardSave(leaves), about=args.JsonSave(about)))
@@ -167,10 +182,10 @@ class Run:
                 f"{inventory.get(odd, 'missing')} here; use the settings it was saved with"
             )
         try:
-            like = {str(n): leaf for n, leaf in enumerate(jax.tree.leaves(wanted))}
+            like = _numbered(wanted)
             found = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(like))).state
-            plain = jax.tree.unflatten(jax.tree.structure(wanted), [found[str(n)] for n in range(len(like))])
-            plain = jax.tree.map(np.asarray, plain)
+            all_leaves = [np.asarray(found.get(str(n), leaf)) for n, leaf in enumerate(jax.tree.leaves(wanted))]
+            plain = jax.tree.unflatten(jax.tree.structure(wanted), all_leaves)
         except Exception as error:  # noqa: BLE001
             raise RunError(f"checkpoint {place} is damaged ({_first_line(error)}); {remedy}") from error
         if _digest(plain) != about["digest"]:

@@ -14,15 +14,15 @@ from jaxrnn.types import Tree
 class Streams:
     """B parallel readers of one long sequence, `window` steps at a time.
 
-        stream b reads sequence[b * N // B : (b + 1) * N // B], and window i of an epoch holds its steps
-        i * window ... (i + 1) * window - 1
+        stream b reads sequence[b * n : (b + 1) * n] with n = N // B,
+        and window i of an epoch holds its steps i * window ... (i + 1) * window - 1
 
     `streams(step)` gives the step's windows, leaves [window, B, ...], and which steps begin a stream,
     [window, B] booleans (all of the first step of each epoch). Window i + 1 goes on where window i
     ended, so the state at its end is the state to start with; pass the booleans to `unroll(resets=...)`.
     The result depends on the step's number alone: a resumed run reads what it would have read.
-    An epoch has `windows` windows; the steps left over at a stream's end (fewer than `window`) are
-    not read. Leaves may be memory-mapped: a call reads one window only.
+    An epoch has `windows` windows; the steps left over at a stream's end (fewer than `window`), and
+    the last N mod B of the sequence, are not read. Leaves may be memory-mapped: a call reads one window only.
     Raises: ValueError for leaves of unequal lengths, or a sequence too short for one window.
     """
 
@@ -30,7 +30,9 @@ class Streams:
         self.batch = checks.positive_int("Streams", "batch", batch)
         self.window = checks.positive_int("Streams", "window", window)
         self.sequence = jax.tree.map(np.asarray, sequence)
-        steps = checks.steps("Streams", self.sequence)
+        if not jax.tree.leaves(self.sequence):
+            raise ValueError("Streams: sequence has no arrays; give at least one, time first")
+        steps = checks.steps("Streams", self.sequence, name="sequence")
         self._stride = steps // self.batch
         self.windows = self._stride // self.window
         if self.windows == 0:

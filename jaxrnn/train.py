@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     key: Key  # the same for the whole run; a step's key is fold_in(key, step)
-    carry: State = ()  # the state that one window hands to the next; () where windows are independent
+    carry: State | None = None  # the state that one window hands to the next; None where windows are independent
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,7 +46,8 @@ def adam(
 ) -> optax.GradientTransformation:
     """Adam after clipping the gradient's global norm to `clip`; linear warm-up, then a cosine down to `final` of it.
 
-    The usual recipe for recurrent nets, from optax's parts. Raises: ValueError for warmup >= steps.
+    The usual recipe for recurrent nets, from optax's parts; the warm-up is cut to fewer than `steps`.
+    Raises: ValueError for steps below 1.
     Pascanu et al. 2013 (clipping); Kingma and Ba 2015.
     """
     steps = checks.positive_int("adam", "steps", steps)
@@ -55,19 +56,30 @@ def adam(
     return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule, b2=0.99))
 
 
-def create(params: Params, optimizer: optax.GradientTransformation, key: Key, carry: State = ()) -> TrainState:
+def create(params: Params, optimizer: optax.GradientTransformation, key: Key, carry: State | None = None) -> TrainState:
     """The state before the first step. Copies what it is given, because steps donate their input's buffers."""
-    copied = jax.tree.map(jnp.array, (params, carry))
-    return TrainState(jnp.zeros((), jnp.int32), copied[0], optimizer.init(params), jnp.array(key), copied[1])
+    copy = lambda tree: jax.tree.map(jnp.array, tree)
+    # Some optimizers keep the parameters themselves: each holder gets its own copy, or one buffer is donated twice.
+    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(optimizer.init(params)), jnp.array(key), copy(carry))
 
 
-def _normal_form(loss_fn: LossFn, carries: bool, result: Any) -> tuple[jax.Array, tuple[State, Metrics]]:
+def _normal_form(result: Any, carries: bool) -> tuple[jax.Array, tuple[State, Metrics]]:
+    """(loss, (carry, metrics)) of what a loss_fn returned."""
     parts = result if isinstance(result, tuple) else (result,)
-    if carries:
-        loss, carry, metrics = parts if len(parts) == 3 else (*parts, {})
-    else:
-        carry, (loss, metrics) = (), parts if len(parts) == 2 else (*parts, {})
-    return loss, (carry, metrics)
+    expected = "(loss, carry) or (loss, carry, metrics)" if carries else "loss or (loss, metrics)"
+    if len(parts) not in ((2, 3) if carries else (1, 2)):
+        raise ValueError(f"fit: loss_fn must return {expected}, got {len(parts)} value(s)")
+    loss, carry = parts[0], parts[1] if carries else None
+    metrics = parts[1 + carries] if len(parts) > 1 + carries else {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"fit: loss_fn must return {expected}; metrics must be a dict, got {type(metrics).__name__}")
+    for name, value in {"loss": loss, **metrics}.items():
+        if jnp.shape(value) != ():
+            raise ValueError(f"fit: {name} must be a single number, got {checks.describe(value)}; reduce it in loss_fn")
+    reserved = sorted({"loss", "grad_norm", "step", "seconds"} & metrics.keys())
+    if reserved:
+        raise ValueError(f"fit: metrics {reserved} have names that fit uses itself; rename them in loss_fn")
+    return loss, (carry, dict(metrics))
 
 
 def make_train_step(
@@ -86,11 +98,11 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        carries = bool(jax.tree.leaves(state.carry))
+        carries = state.carry is not None
 
         def loss_and_more(params: Params) -> tuple[jax.Array, tuple[State, Metrics]]:
             args = (params, batch, key, state.carry) if carries else (params, batch, key)
-            return _normal_form(loss_fn, carries, loss_fn(*args))
+            return _normal_form(loss_fn(*args), carries)
 
         (loss, (carry, metrics)), grads = jax.value_and_grad(loss_and_more, has_aux=True)(state.params)
         checks.same_type("train step", "carry", state.carry, carry, "return the carry in the type in which it came")
@@ -110,7 +122,7 @@ def fit(
     steps: int,
     optimizer: optax.GradientTransformation,
     key: Key,
-    carry: State = (),
+    carry: State | None = None,
     run: Run | str | os.PathLike[str] | None = None,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
@@ -125,10 +137,11 @@ def fit(
 
     `batches(step)` gives the step's batch; where it depends on nothing else (see `Streams`), a run
     that was stopped, by Ctrl-C or `kill -9`, and started again ends with bit-identical parameters
-    to one that was not. `carry` is the first state of stateful streams; () for independent batches.
+    to one that was not. `carry` is the first state of stateful streams; None for independent batches.
     `run`, a folder or a `Run`, receives metrics.jsonl and a checkpoint every `save_every` steps and
     at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end.
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
+    A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
 
     Cost: the train step; one batch is fetched while the previous step runs.
     Raises: FloatingPointError when the loss or gradient is not finite, before anything of that step is saved;
@@ -139,6 +152,11 @@ def fit(
     save_every = checks.positive_int("fit", "save_every", save_every)
     if evaluate_every is not None:
         evaluate_every = checks.positive_int("fit", "evaluate_every", evaluate_every)
+    if not callable(batches):
+        raise TypeError(
+            f"fit: batches must be a function of the step's number, got {type(batches).__name__}; "
+            "for a list: lambda step: batches[step % len(batches)]"
+        )
     with contextlib.ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(Run(run))
@@ -161,9 +179,9 @@ def fit(
             if step < steps:
                 batch = batches(step)  # the next step's, while the device works on this one
             diary.take(step, metrics)
-            stopping = stop_asked() and step < steps
-            diary.write(step, state, stopping)
-            if stopping:
+            diary.write(step, state, stop_asked())
+            if stop_asked():
+                diary.save(step, state)
                 saved = f"; saved in {run.folder}, start it again to go on" if run is not None else ""
                 raise Interrupted(f"stopped after step {step} of {steps}{saved}")
         return state
@@ -182,6 +200,7 @@ class _Diary:
     evaluate_every: int
     recent: list[dict[str, float]] = dataclasses.field(default_factory=list)
     started: float = dataclasses.field(default_factory=time.perf_counter)
+    saved: int | None = None
 
     def take(self, step: int, metrics: Metrics) -> None:
         """Waits for the step to end, and for its figures."""
@@ -200,14 +219,23 @@ class _Diary:
             record = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[0]}
             self.recent.clear()
         if self.evaluate and (step == self.steps or step % self.evaluate_every == 0):
-            record |= {name: float(value) for name, value in self.evaluate(state.params).items()}
+            figures = self.evaluate(state.params)
+            if not isinstance(figures, Mapping):
+                raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
+            record |= {name: float(value) for name, value in figures.items()}
         self.show(step, record)
         if self.run is None:
             return
         if record:
             self.run.log({"step": step, "seconds": round(time.perf_counter() - self.started, 3), **record})
         if last or step % self.save_every == 0:
+            self.save(step, state)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Once per step: Ctrl-C may have come before `write`, or during it."""
+        if self.run is not None and self.saved != step:
             self.run.save(step, state)
+            self.saved = step
 
 
 @contextlib.contextmanager

@@ -53,89 +53,85 @@ def unroll(
     if not isinstance(cell, Cell):
         raise TypeError(f"unroll: cell must be a Cell, got {type(cell).__name__}; see layer, recurrent and lift")
     checks.a_scan("unroll", "scan", scan)
+    if not jax.tree.leaves(xs):
+        raise ValueError("unroll: xs has no arrays; a cell needs an input at every step, [T, *B, ...]")
     steps = checks.steps("unroll", xs)
     xs = jax.tree.map(jnp.asarray, xs)
     if lengths is not None:
         lengths = checks.lengths("unroll", lengths, steps)
     if resets is not None:
         resets = checks.resets("unroll", resets, steps)
-    state = _first_state(cell, params, xs, state, lengths, resets)
+    x = shapes.first_step(xs)
+    batch = _batch_shape(cell, params, x, lengths, resets, state is not None)
 
     key_t = None
     if key is not None:
         k_begin, k_steps = jax.random.split(key)
         params = cell.begin(params, k_begin)
         key_t = jax.vmap(lambda t: jax.random.fold_in(k_steps, t))(jnp.arange(steps, dtype=jnp.uint32))
+    state = _first_state(cell, params, x, shapes.first_step(key_t), state, batch)
+
     if resets is not None:
         cell, xs = resettable(cell), (xs, resets)
     if lengths is not None:
         # The mask is made from t inside the loop: nothing of size T * B exists on its account.
-        t = jnp.arange(steps, dtype=lengths.dtype)
-        cell, xs = masked(cell, live=lambda t: t < lengths), (xs, t)
+        cell, xs = masked(cell, live=lambda t: t < lengths), (xs, jnp.arange(steps, dtype=jnp.int32))
 
     def body(state: State, x_and_key: tuple[Tree, Key | None]) -> tuple[State, Tree]:
         x, key = x_and_key
         return cell.step(params, state, x, key=key)
 
-    _check_step(body, state, shapes.first_step((xs, key_t)))
     return scan(body, state, (xs, key_t), length=steps, reverse=reverse)
 
 
-def _first_state(cell: Cell, params: Params, xs: Tree, state: State | None, lengths: Any, resets: Any) -> State:
-    """The given state, checked against the cell's own; or the cell's own."""
-    if lengths is not None and resets is not None and lengths.shape != resets.shape[1:]:
+def _batch_shape(
+    cell: Cell, params: Params, x: Tree, lengths: Any, resets: Any, has_state: bool
+) -> tuple[int, ...] | None:
+    """What lengths or resets say *B is, if the cell agrees; or what the cell says. None if the state will say."""
+    given = {"lengths": lengths.shape} if lengths is not None else {}
+    if resets is not None:
+        given["resets"] = resets.shape[1:]
+    if len(set(given.values())) > 1:
         raise ValueError(
             f"unroll: lengths [*B] and resets [T, *B] must have the same batch dimensions, "
             f"got {lengths.shape} and {resets.shape[1:]}"
         )
-    if lengths is not None or resets is not None:
-        batch = lengths.shape if lengths is not None else resets.shape[1:]
-        _check_batch(xs, batch)
-    elif state is None:
-        batch = shapes.batch_shape("unroll", cell, params, shapes.first_step(xs))
+    for name, batch in given.items():
+        if not shapes.fits(cell, params, x, batch):
+            own = shapes.batch_shape("unroll", cell, params, x)
+            raise ValueError(
+                f"unroll: {name} should be {'[*B]' if name == 'lengths' else '[T, *B]'} with the batch dimensions "
+                f"{own} of xs, got {batch}; give one entry per sequence, e.g. with jnp.broadcast_to"
+            )
+        return batch
+    return None if has_state else shapes.batch_shape("unroll", cell, params, x)
+
+
+def _first_state(
+    cell: Cell, params: Params, x: Tree, key: Any, state: State | None, batch: tuple[int, ...] | None
+) -> State:
+    """The given state or the cell's own, and the check that a step keeps its type."""
+
+    def out_of(state: State) -> Any:
+        return jax.eval_shape(lambda s, x, k: cell.step(params, s, x, key=k), state, x, key)
+
+    start = "start from cell.initial_state(params, batch_shape)"
+    if state is None:
+        assert batch is not None, "only a given state leaves the batch shape open"
+        state = cell.initial_state(params, batch)
     else:
         state = jax.tree.map(jnp.asarray, state)
-        _check_state(jax.eval_shape(lambda p: cell.initial_state(p, ()), params), state)
-        return state
-    own = cell.initial_state(params, batch)
-    if state is None:
-        return own
-    state = jax.tree.map(jnp.asarray, state)
-    checks.same_type("unroll", "state", own, state, "start from cell.initial_state(params, batch_shape)")
-    return state
-
-
-def _check_state(unbatched: State, state: State) -> None:
-    """A given state whose batch dimensions only the caller knows must still fit the cell behind them."""
-    if not jax.tree.leaves(unbatched):
-        return
-    behind = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), unbatched)
-    if jax.tree_util.tree_structure(behind) == jax.tree_util.tree_structure(state):
-        behind = jax.tree.map(
-            lambda own, a: jax.ShapeDtypeStruct(a.shape[: a.ndim - own.ndim] + own.shape, own.dtype), behind, state
-        )
-    checks.same_type("unroll", "state", behind, state, "start from cell.initial_state(params, batch_shape)")
-
-
-def _check_batch(xs: Tree, batch: tuple[int, ...]) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(xs):
-        if leaf.shape[1 : 1 + len(batch)] != batch:
-            raise ValueError(
-                f"unroll: {checks.leaf_name('xs', path)} should be [T, *B, ...] with the batch dimensions {batch} "
-                f"of lengths or resets, got {checks.describe(leaf)}"
-            )
-
-
-def _check_step(body: Any, state: State, x: Tree) -> None:
-    """The state must leave the step as it came in; said here by leaf, before any loop is built."""
-    out = jax.eval_shape(body, state, x)
+        if batch is None:
+            try:
+                fine = shapes.same_shapes(out_of(state)[0], state)
+            except Exception:  # noqa: BLE001  the step's complaint is about its insides; say what state it wants
+                fine = False
+            batch = None if fine else shapes.batch_shape("unroll", cell, params, x)
+        if batch is not None:
+            checks.same_type("unroll", "state", cell.initial_state(params, batch), state, start)
+    out = out_of(state)
     if not isinstance(out, tuple) or len(out) != 2:
         raise ValueError(f"unroll: the step must return (state, y), got {type(out).__name__}")
-    checks.same_type(
-        "unroll",
-        "state",
-        jax.eval_shape(lambda: state),
-        out[0],
-        "the step must return the state in the type in which it came; cast inside the step, "
-        "or start from a state of that type",
-    )
+    remedy = "the step must return the state in the type in which it came; cast inside the step, "
+    checks.same_type("unroll", "state", shapes.struct(state), out[0], remedy + "or start from a state of that type")
+    return state

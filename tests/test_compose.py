@@ -104,6 +104,11 @@ def test_zoneout_of_an_lstm_has_a_rate_per_state_and_the_output_follows():
         rnn.unroll(rnn.zoneout(cell, (0.5, 0.25)), params, xs, start)
 
 
+def test_rates_may_be_numpy_numbers():
+    rnn.dropout(rnn.gru(3), np.float32(0.1))
+    rnn.zoneout(rnn.gru(3), np.float32(0.1))
+
+
 def test_masked_and_resettable_by_hand():
     total = rnn.Cell(lambda key, x: (), lambda p, b: jnp.zeros((*b, 1)), lambda p, s, x, key=None: (s + x, s + x))
     xs, flags = jnp.arange(1.0, 6).reshape(5, 1), jnp.array([1, 0, 1, 0, 1], bool)

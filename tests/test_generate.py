@@ -44,6 +44,13 @@ def test_a_series_is_generated_by_its_own_outputs():
     assert xs.tolist() == [2, 4, 8, 16]
 
 
+def test_tokens_of_any_integer_type():
+    net, params = language_model()
+    _, xs = rnn.generate(net, params, net.initial_state(params, ()), np.uint8(3), 4, rnn.greedy())
+    _, same = rnn.generate(net, params, net.initial_state(params, ()), np.int32(3), 4, rnn.greedy())
+    assert xs.dtype == jnp.uint8 and xs.tolist() == same.tolist()
+
+
 def test_no_steps():
     net, params = language_model()
     _, xs = rnn.generate(net, params, net.initial_state(params, (2,)), jnp.zeros(2, jnp.int32), 0, rnn.greedy())

@@ -47,6 +47,20 @@ def test_padding_reaches_no_gradient():
     assert bool(jnp.isfinite(grads).all()) and bool((grads[2, 0] == 0).all()) and bool((grads[1, 0] != 0).all())
 
 
+def test_sixteen_bits_do_not_overflow():
+    loss = rnn.cross_entropy(jnp.zeros((100, 700, 10), jnp.float16), jnp.zeros((100, 700), jnp.int32))
+    assert loss.dtype == jnp.float32 and float(loss) == pytest.approx(np.log(10), rel=1e-3)
+
+
+def test_targets_out_of_range_never_pass_for_a_class():
+    logits = jnp.zeros((2, 1, 3))
+    with pytest.raises(ValueError, match=r"targets must lie in 0\.\.2, got -1 at \[1, 0\]; .*mask=targets >= 0"):
+        rnn.cross_entropy(logits, jnp.array([[0], [-1]]))
+    assert np.isnan(jax.jit(rnn.cross_entropy)(logits, jnp.array([[0], [-1]])))
+    masked = rnn.cross_entropy(logits, jnp.array([[0], [-1]]), mask=jnp.array([[True], [False]]))
+    assert float(masked) == pytest.approx(np.log(3))
+
+
 def test_a_loss_in_the_cell_equals_a_loss_after_it():
     import flax.linen as nn
     import optax

@@ -75,5 +75,13 @@ def test_interleaved_stops_after_its_time():
     assert 1 <= timings["a"].runs < 1000
 
 
+def test_kept_per_step_finds_the_batch_or_checks_it():
+    cell = rnn.gru(4)
+    params, x = cell.init(jax.random.key(0), jnp.zeros(2)), jnp.zeros((16, 2))
+    assert rnn.kept_per_step(cell, params, x) == rnn.kept_per_step(cell, params, x, (16,))
+    with pytest.raises(ValueError, match=r"batch_shape should be \(16,\), as in x, got \(3,\)"):
+        rnn.kept_per_step(cell, params, x, (3,))
+
+
 def test_memory_free_is_some_of_what_the_machine_has():
     assert 2**20 < rnn.memory_free() < 2**50

@@ -254,6 +254,63 @@ def test_bad_numbers(name):
         rnn.fit(**arguments(**{name: 0}))
 
 
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"loss_fn": lambda p, b, k, c: jnp.zeros(())}, r"loss_fn must return \(loss, carry\) or .*got 1 value"),
+        ({"carry": None, "loss_fn": lambda p, b, k: (1.0, 2.0)}, r"metrics must be a dict, got float"),
+        ({"carry": None, "loss_fn": lambda p, b, k: (1.0, {}, 2)}, r"loss_fn must return loss or .*got 3 value"),
+        ({"loss_fn": lambda p, b, k, c: (jnp.zeros(3), c)}, r"fit: loss must be a single number, got float32\[3\]"),
+        ({"loss_fn": lambda p, b, k, c: (0.0, c, {"m": jnp.zeros(2)})}, r"fit: m must be a single number"),
+        (
+            {"loss_fn": lambda p, b, k, c: (0.0, c, {"loss": 1.0})},
+            r"metrics \['loss'\] have names that fit uses itself",
+        ),
+        ({"batches": [1, 2]}, r"batches must be a function of the step's number, got list"),
+        ({"evaluate": lambda p: 3.0}, r"evaluate must return a dict of numbers, got float"),
+    ],
+)
+def test_bad_functions_are_named(changed, complaint):
+    with pytest.raises((ValueError, TypeError), match=complaint):
+        rnn.fit(**arguments(steps=2, **changed))
+
+
+def test_a_stateless_carry_is_still_a_carry():
+    loss = lambda p, b, k, c: (jnp.sum(p["w"] ** 2), c)
+    given = arguments(steps=2, params={"w": jnp.ones(2)}, loss_fn=loss, carry=((), ()))
+    assert rnn.fit(**given).carry == ((), ())
+
+
+@pytest.mark.parametrize("optimizer", [optax.contrib.prodigy(1.0), optax.sgd(0.1)])
+def test_the_caller_s_parameters_survive(optimizer):
+    mine = {"w": jnp.ones(3)}
+    loss = lambda p, b, k: jnp.sum(p["w"] ** 2)
+    rnn.fit(**arguments(steps=2, params=mine, loss_fn=loss, carry=None, optimizer=optimizer))
+    assert mine["w"].tolist() == [1, 1, 1]
+
+
+def test_ctrl_c_in_the_last_step_is_heard(tmp_path):
+    def evaluate(params):
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    with pytest.raises(rnn.Interrupted, match="stopped after step 3 of 3"):
+        rnn.fit(**arguments(steps=3, evaluate=evaluate), run=tmp_path / "run")
+    assert int(rnn.fit(**arguments(steps=3), run=tmp_path / "run").step) == 3
+
+
+def test_saving_never_fails_silently(tmp_path):
+    with rnn.Run(tmp_path / "run") as run:
+        state = {"a": jnp.ones(2), "none": jnp.zeros((0, 3)), "number": 2.5}
+        run.save(10, state)
+        for step in (10, 5):
+            with pytest.raises(rnn.RunError, match=rf"checkpoint {step} was not written: .* holds one of step 10"):
+                run.save(step, state)
+        assert same_bits(run.restore(state), jax.tree.map(jnp.asarray, state))
+        with pytest.raises(ValueError, match="nothing to save"):
+            run.save(11, ())
+
+
 def test_a_carry_that_changes_type_is_named():
     given = arguments()
     step = rnn.make_train_step(lambda p, b, k, c: (jnp.zeros(()), (c, c)), optax.sgd(0.1))
@@ -291,7 +348,7 @@ def test_streams_read_consecutive_windows():
         ValueError, match=r"25 steps are too few for 6 streams with windows of 5; at least 30 are needed"
     ):
         rnn.Streams(np.arange(25), batch=6, window=5)
-    with pytest.raises(ValueError, match=r"xs\['b'\] has 3 time steps but xs\['a'\] has 4"):
+    with pytest.raises(ValueError, match=r"sequence\['b'\] has 3 time steps but sequence\['a'\] has 4"):
         rnn.Streams({"a": np.zeros(4), "b": np.zeros(3)}, batch=1, window=1)
 
 

@@ -142,6 +142,51 @@ def test_a_reset_restarts_from_the_initial_state_not_the_given_one():
     assert_close((got, ys[2:]), (state, later), 1e-6)
 
 
+def test_resets_leave_a_cell_that_makes_sense_of_nan_alone():
+    """A cell that takes NaN for "missing": resets change nothing where none is set, values and gradients."""
+    fill = lambda p, s, x, key=None: ((n := jnp.where(jnp.isnan(x), s * p, x)), n)
+    cell = rnn.Cell(lambda key, x: jnp.float32(0.5), lambda p, batch: jnp.zeros((*batch, 1)), fill)
+    xs = jnp.array([jnp.nan, 1, jnp.nan, 3, jnp.nan]).reshape(5, 1, 1)
+    run = lambda p, **options: rnn.unroll(cell, p, xs, **options)[1][1:]
+    never, p = jnp.zeros((5, 1), bool), jnp.float32(0.5)
+    assert_close(run(p, resets=never), run(p), 0)
+    assert run(p).ravel().tolist() == [1, 0.5, 3, 1.5]
+    slope = lambda **options: jax.grad(lambda p: jnp.sum(run(p, **options)))(p)
+    assert float(slope(resets=never)) == float(slope()) == 4
+
+
+def test_narrow_lengths_do_not_wrap_round():
+    cell = rnn.Cell(
+        lambda key, x: (), lambda p, batch: jnp.zeros(batch, jnp.int32), lambda p, s, x, key=None: (s + 1, s)
+    )
+    for dtype in (np.int8, np.uint8, np.int16):
+        state, _ = rnn.unroll(cell, (), jnp.ones((300, 2, 2)), lengths=np.array([5, 100], dtype))
+        assert state.tolist() == [5, 100]
+
+
+def test_what_begin_draws_reaches_the_initial_state():
+    cell = rnn.Cell(
+        lambda key, x: {"a": jnp.zeros(())},
+        lambda p, batch: jnp.full((*batch, D), p.get("drawn", 0.0)),
+        lambda p, s, x, key=None: (s + 0 * x, s),
+        lambda p, key: {**p, "drawn": 7.0},
+    )
+    resets = jnp.zeros((3, 2), bool).at[1].set(True)
+    xs = jnp.zeros((3, 2, D))
+    assert float(rnn.unroll(cell, {"a": 0.0}, xs, key=jax.random.key(0), resets=resets)[1].min()) == 7
+    assert float(rnn.unroll(cell, {"a": 0.0}, xs, resets=resets)[1].max()) == 0
+
+
+def test_lengths_may_be_traced_or_a_list_with_traced_numbers():
+    cell, params = small_lstm()
+    xs = sequence(1, (5, 2), jnp.float32)
+    expected = rnn.unroll(cell, params, xs, lengths=jnp.array([2, 4]))
+    assert_close(jax.jit(lambda n: rnn.unroll(cell, params, xs, lengths=[n, 4]))(2), expected, 1e-6)
+    each = jax.vmap(lambda n, x: rnn.unroll(cell, params, x, lengths=n), (0, 1), (0, 1))
+    (states, _), ys = each(jnp.array([2, 4]), xs)
+    assert_close((states, ys), (expected[0].h, expected[1]), 1e-6)
+
+
 def test_windows_with_a_carried_state_equal_one_long_run():
     cell, params = small_lstm()
     xs = sequence(1, (10, 2), jnp.float32)
@@ -223,6 +268,10 @@ def bad(**changed):
     return lambda: rnn.unroll(arguments.pop("cell"), arguments.pop("params"), arguments.pop("xs"), **arguments)
 
 
+def no_y():
+    return rnn.Cell(lambda key, x: (), lambda p, batch: jnp.zeros((*batch, D)), lambda p, s, x, key=None: s)
+
+
 def promoting_cell():
     def step(params, state, x, *, key=None):
         return {"h": state["h"].astype(jnp.float32)}, x
@@ -235,11 +284,25 @@ def promoting_cell():
     [
         (bad(xs={"a": jnp.zeros((5, 2)), "b": jnp.zeros((4, 2))}), r"xs\['b'\] has 4 time steps but xs\['a'\] has 5"),
         (bad(xs=jnp.zeros(())), r"unroll: xs is a scalar"),
-        (bad(xs=()), r"unroll: xs has no arrays"),
+        (bad(xs=()), r"unroll: xs has no arrays; a cell needs an input at every step"),
+        (bad(lengths=3), r"lengths should be \[\*B\] with the batch dimensions \(2,\) of xs, got \(\)"),
+        (
+            bad(resets=jnp.zeros(5, bool)),
+            r"resets should be \[T, \*B\] with the batch dimensions \(2,\) of xs, got \(\)",
+        ),
+        (
+            bad(state=rnn.LSTMState(jnp.zeros((3, H)), jnp.zeros((3, H)))),
+            r"unroll: state\.h should be float32\[2,4\], got float32\[3,4\]; start from",
+        ),
+        (
+            bad(cell=rnn.lstm(H), params=rnn.gru(H).init(jax.random.key(0), jnp.zeros(D))),
+            r"lstm: params\['U'\] should be \[D, 16\]",
+        ),
+        (bad(cell=no_y(), params=(), lengths=jnp.array([1, 2])), r"check that the step returns \(state, y\)"),
         (bad(lengths=jnp.array([1, 6])), r"lengths must lie in 0\.\.5 .*from 1 to 6"),
         (bad(lengths=jnp.array([-1, 2])), r"lengths must lie in 0\.\.5 .*from -1 to 2"),
         (bad(lengths=jnp.array([1.0, 2.0])), r"lengths must be integers, got float32\[2\]"),
-        (bad(lengths=jnp.array([1, 2, 3])), r"xs should be \[T, \*B, \.\.\.\] with the batch dimensions \(3,\)"),
+        (bad(lengths=jnp.array([1, 2, 3])), r"lengths should be .* batch dimensions \(2,\) of xs, got \(3,\)"),
         (bad(resets=jnp.zeros((5, 2))), r"resets must be booleans, got float32\[5,2\]"),
         (bad(resets=jnp.zeros((4, 2), bool)), r"resets must be \[T, \*B\] with T = 5, got bool\[4,2\]"),
         (bad(lengths=jnp.array([1, 2]), resets=jnp.zeros((5, 3), bool)), r"must have the same batch dimensions"),

@@ -48,6 +48,7 @@ def gate(values: jax.Array, index: int, size: int) -> jax.Array:
 def build(
     name: str,
     sizes: Tree,
+    columns: int,
     dtype: Any,
     learn_initial_state: bool,
     weights: Callable[[Key, Any], dict[str, Any]],
@@ -56,7 +57,7 @@ def build(
     """A cell from its weights and its equations.
 
     `sizes` is the state's structure with a feature size in place of each leaf. The weights of the
-    input must be called U, [D, ...]: they say how many features x has, and in which dtype to compute.
+    input must be called U, [D, columns]: they say how many features x has, and in which dtype to compute.
     """
 
     def init(key: Key, x: Any) -> Params:
@@ -67,11 +68,18 @@ def build(
 
     def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
         if learn_initial_state:
+            if "initial_state" not in params:
+                raise ValueError(f"{name}: params have no 'initial_state'; use parameters made by this cell's own init")
             return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch_shape, *a.shape)), params["initial_state"])
         return jax.tree.map(lambda n: jnp.zeros((*batch_shape, n), params["U"].dtype), sizes)
 
     def step(params: Params, state: State, x: jax.Array, *, key: Key | None = None) -> tuple[State, jax.Array]:
         del key
+        if params["U"].shape[1:] != (columns,):
+            raise ValueError(
+                f"{name}: params['U'] should be [D, {columns}], got {checks.describe(params['U'])}; "
+                f"use parameters made by this cell's own init"
+            )
         checks.features(name, x, params["U"].shape[0])
         return equations(params, state, x)
 

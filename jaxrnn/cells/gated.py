@@ -84,7 +84,7 @@ def lstm(
             h = jnp.dot(h, params["R"])
         return LSTMState(h, c), h
 
-    return build("lstm", sizes, dtype, learn_initial_state, weights, equations)
+    return build("lstm", sizes, 4 * size, dtype, learn_initial_state, weights, equations)
 
 
 def gru(
@@ -136,7 +136,7 @@ def gru(
         h = (1 - z) * n + z * h_tm1
         return h, h
 
-    return build("gru", size, dtype, learn_initial_state, weights, equations)
+    return build("gru", size, 3 * size, dtype, learn_initial_state, weights, equations)
 
 
 def mgu(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = False) -> Cell:
@@ -172,4 +172,4 @@ def mgu(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = Fals
         h = (1 - f) * h_tm1 + f * n
         return h, h
 
-    return build("mgu", size, dtype, learn_initial_state, weights, equations)
+    return build("mgu", size, 2 * size, dtype, learn_initial_state, weights, equations)

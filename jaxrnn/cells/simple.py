@@ -60,7 +60,7 @@ def elman(
         h = activation(affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"]))
         return h, h
 
-    return build("elman", size, dtype, learn_initial_state, weights, equations)
+    return build("elman", size, size, dtype, learn_initial_state, weights, equations)
 
 
 def jordan(
@@ -103,7 +103,7 @@ def jordan(
         y = output_activation(affine(h, params["V"], params["c"]))
         return y, y
 
-    return build("jordan", output_size, dtype, learn_initial_state, weights, equations)
+    return build("jordan", output_size, size, dtype, learn_initial_state, weights, equations)
 
 
 def ind_rnn(
@@ -141,4 +141,4 @@ def ind_rnn(
         h = activation(affine(x, params["U"], params["b"]) + own_past)
         return h, h
 
-    return build("ind_rnn", size, dtype, learn_initial_state, weights, equations)
+    return build("ind_rnn", size, size, dtype, learn_initial_state, weights, equations)

@@ -23,8 +23,8 @@ class python_loop:  # noqa: N801  a strategy reads like the function that it sta
             ys.append(y)
 
     Memory: as `lax.scan`, T times what a step keeps. Recompute: none. Exact.
-    Limits: trace and compile time grow with T, so use it for tests, for debugging (outside `jit` the
-    step sees real values) and for a handful of steps; else `lax.scan`.
+    Limits: trace and compile time grow with T, so use it for tests and for a handful of steps; else
+    `lax.scan`. (The step is traced here too; to look at values use `jax.debug.print`.)
     Raises: what `lax.scan` raises for the same arguments.
     """
 
