@@ -2,12 +2,13 @@
 
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, lstm, mgu
 from jaxrnn.compose import dropout, residual, stack, with_loss, zoneout
+from jaxrnn.explain import Explanation, explain
 from jaxrnn.generate import generate, greedy, temperature, top_k
 from jaxrnn.guards import masked, resettable
 from jaxrnn.layers import layer, lift, recurrent
 from jaxrnn.losses import bits_per_character, cross_entropy, reduced
 from jaxrnn.measure import flops, interleaved, kept_per_step, memory_free, temp_bytes
-from jaxrnn.scans import checkpointed, python_loop, truncated
+from jaxrnn.scans import checkpointed, fissioned, python_loop, scan, truncated
 from jaxrnn.store import Run, RunError, read_config, read_metrics
 from jaxrnn.streams import Streams
 from jaxrnn.train import Interrupted, TrainState, adam, create, fit, make_train_step
@@ -16,6 +17,7 @@ from jaxrnn.unroll import unroll
 
 __all__ = [
     "Cell",
+    "Explanation",
     "Interrupted",
     "LSTMState",
     "Run",
@@ -30,6 +32,8 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "elman",
+    "explain",
+    "fissioned",
     "fit",
     "flops",
     "generate",
@@ -53,6 +57,7 @@ __all__ = [
     "reduced",
     "resettable",
     "residual",
+    "scan",
     "stack",
     "temp_bytes",
     "temperature",

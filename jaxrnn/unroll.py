@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxrnn import checks, shapes
 from jaxrnn.guards import masked, resettable
+from jaxrnn.scans import scan as fissioned_scan
 from jaxrnn.types import Cell, Key, Params, Scan, State, Tree
 
 
@@ -23,7 +23,7 @@ def unroll(
     resets: Any = None,
     key: Key | None = None,
     reverse: bool = False,
-    scan: Scan = lax.scan,
+    scan: Scan = fissioned_scan,
 ) -> tuple[State, Tree]:
     """Runs a cell over a sequence.
 
@@ -44,7 +44,8 @@ def unroll(
     before a reset reach anything after it.
 
     Cost: T steps. Memory for the backward pass is up to `scan`: T times what a step keeps under
-    `lax.scan`, less under `checkpointed`. lengths and resets keep nothing of the state's size.
+    `jaxrnn.scan`, the default (or under `lax.scan`, more), less under `checkpointed`. lengths and
+    resets keep nothing of the state's size.
     The step is traced a few times, however large T is (`python_loop`: T times).
     Raises: ValueError or TypeError, naming the leaf, for xs of unequal lengths, a state or step
     output of the wrong structure, shape or dtype, lengths outside 0..T (where their values are

@@ -84,6 +84,9 @@ SCANS = {
     "checkpointed(2)": rnn.checkpointed(2),
     "checkpointed(2, levels=2)": rnn.checkpointed(2, levels=2),
     "checkpointed(python_loop)": rnn.checkpointed(3, inner=rnn.python_loop()),
+    "fissioned": rnn.scan,
+    "fissioned(2, separate)": rnn.fissioned(2, separate=True),
+    "checkpointed(fissioned)": rnn.checkpointed(2, inner=rnn.scan),
     "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
 }
 

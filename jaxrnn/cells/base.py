@@ -40,9 +40,13 @@ def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
     return product + jnp.broadcast_to(bias, product.shape)
 
 
-def gate(values: jax.Array, index: int, size: int) -> jax.Array:
-    """The index-th of the blocks of `size` that lie side by side in the last dimension."""
-    return jax.lax.slice_in_dim(values, index * size, (index + 1) * size, axis=-1)
+def blocks(values: jax.Array, count: int) -> list[jax.Array]:
+    """Equal blocks side by side in the last dimension, one per gate.
+
+    Cells split both products first and add then: the other way round XLA computes every gate anew
+    in each operation that reads it (on a CPU, half of a forward step).
+    """
+    return jnp.split(values, count, axis=-1)
 
 
 def build(

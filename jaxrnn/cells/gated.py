@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.cells.base import affine, build, gate, input_weights, recurrent_weights
+from jaxrnn.cells.base import affine, blocks, build, input_weights, recurrent_weights
 from jaxrnn.types import Cell, Key, Params, State
 
 sigmoid = jax.nn.sigmoid
@@ -72,8 +72,9 @@ def lstm(
 
     def equations(params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
         h_tm1, c_tm1 = state
-        z = affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"])
-        i, f, g, o = (gate(z, n, size) for n in range(4))
+        from_x = blocks(affine(x, params["U"], params["b"]), 4)
+        from_h = blocks(jnp.dot(h_tm1, params["W"]), 4)
+        i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
         if peephole:
             i, f = i + peep(params, 0, c_tm1), f + peep(params, 1, c_tm1)
         c = sigmoid(f) * c_tm1 + sigmoid(i) * jnp.tanh(g)
@@ -123,16 +124,14 @@ def gru(
         return params | {"W": recurrent[:, : 2 * size], "W_n": recurrent[:, 2 * size :]}
 
     def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
-        from_x = affine(x, params["U"], params["b"])
-        from_h = jnp.dot(h_tm1, params["W"])
-        r = sigmoid(gate(from_x, 0, size) + gate(from_h, 0, size))
-        z = sigmoid(gate(from_x, 1, size) + gate(from_h, 1, size))
+        r_x, z_x, n_x = blocks(affine(x, params["U"], params["b"]), 3)
+        r_h, z_h, *n_h = blocks(jnp.dot(h_tm1, params["W"]), 3 if after else 2)
+        r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
         if after:
-            past = gate(from_h, 2, size)
-            past = r * (past + jnp.broadcast_to(params["c_n"], past.shape))
+            past = r * (n_h[0] + jnp.broadcast_to(params["c_n"], r.shape))
         else:
             past = jnp.dot(r * h_tm1, params["W_n"])
-        n = jnp.tanh(gate(from_x, 2, size) + past)
+        n = jnp.tanh(n_x + past)
         h = (1 - z) * n + z * h_tm1
         return h, h
 
@@ -166,9 +165,9 @@ def mgu(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = Fals
         }
 
     def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
-        from_x = affine(x, params["U"], params["b"])
-        f = sigmoid(gate(from_x, 0, size) + jnp.dot(h_tm1, params["W"]))
-        n = jnp.tanh(gate(from_x, 1, size) + jnp.dot(f * h_tm1, params["W_n"]))
+        f_x, n_x = blocks(affine(x, params["U"], params["b"]), 2)
+        f = sigmoid(f_x + jnp.dot(h_tm1, params["W"]))
+        n = jnp.tanh(n_x + jnp.dot(f * h_tm1, params["W_n"]))
         h = (1 - f) * h_tm1 + f * n
         return h, h
 

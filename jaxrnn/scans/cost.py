@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from jaxrnn.types import Tree
+from jaxrnn.types import Scan, Tree
 
 
 class StepBytes(NamedTuple):
@@ -38,10 +38,35 @@ def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tre
     step to step. What depends only on closed-over values (weights) is kept once, not per step, and
     an input x is in xs already; neither counts. Traces f once and computes nothing.
     """
+    backward, n = _backward(f, carry, x)
+    carry_leaves = jax.tree.leaves(carry)
+    varies = set(backward.invars[n:])
+    inputs = set(backward.invars[n + len(carry_leaves) :])
+    for equation in backward.eqns:
+        if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
+            varies.update(equation.outvars)
+    kept = {v for v in backward.outvars if not isinstance(v, Literal) and v in varies and v not in inputs}
+    return StepBytes(nbytes(carry), sum(_leaf_bytes(v.aval) for v in kept), nbytes(x))
+
+
+def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> int:
+    """Bytes that a scan keeps per step for the backward pass, its inputs aside: the slope over two lengths."""
+
+    def residuals(steps: int) -> int:
+        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), x)
+        backward, _ = _backward(lambda carry, xs: scan(f, carry, xs, length=steps), carry, xs)
+        kept = {v for v in backward.outvars if not isinstance(v, Literal)} - set(backward.invars)
+        return sum(_leaf_bytes(v.aval) for v in kept)
+
+    return (residuals(8) - residuals(4)) // 4
+
+
+def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> tuple[Jaxpr, int]:
+    """The trace of f that returns what its vector-Jacobian product needs; its first inputs, so many, are closed over."""
     closed = jax.make_jaxpr(f)(carry, x)
     consts = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in closed.consts]
     jaxpr = closed.jaxpr
-    # The same step with what it closed over as its first arguments, so that those are differentiated too.
+    # The same with what it closed over as its first arguments, so that those are differentiated too.
     opened = ClosedJaxpr(
         Jaxpr((), [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info), ()
     )
@@ -49,15 +74,8 @@ def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tre
     def residuals(*args: Any) -> list[Any]:
         return jax.tree.leaves(jax.vjp(jaxpr_as_fun(opened), *args)[1])
 
-    carry_leaves, x_leaves = jax.tree.leaves(carry), jax.tree.leaves(x)
-    backward = jax.make_jaxpr(residuals)(*consts, *map(_like, carry_leaves), *map(_like, x_leaves)).jaxpr
-    varies = set(backward.invars[len(consts) :])
-    inputs = set(backward.invars[len(consts) + len(carry_leaves) :])
-    for equation in backward.eqns:
-        if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
-            varies.update(equation.outvars)
-    kept = {v for v in backward.outvars if not isinstance(v, Literal) and v in varies and v not in inputs}
-    return StepBytes(nbytes(carry), sum(_leaf_bytes(v.aval) for v in kept), nbytes(x))
+    leaves = [_like(leaf) for leaf in (*jax.tree.leaves(carry), *jax.tree.leaves(x))]
+    return jax.make_jaxpr(residuals)(*consts, *leaves).jaxpr, len(consts)
 
 
 def _like(leaf: Any) -> jax.ShapeDtypeStruct:
