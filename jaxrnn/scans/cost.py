@@ -62,7 +62,7 @@ def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: 
 
 
 def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> tuple[Jaxpr, int]:
-    """The trace of f that returns what its vector-Jacobian product needs; its first inputs, so many, are closed over."""
+    """f's trace, returning what its vector-Jacobian product needs; so many of its first inputs were closed over."""
     closed = jax.make_jaxpr(f)(carry, x)
     consts = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in closed.consts]
     jaxpr = closed.jaxpr

@@ -21,7 +21,6 @@ from jax.custom_derivatives import SymbolicZero
 from jaxrnn.scans.jaxprs import (
     Env,
     Override,
-    is_cheap,
     is_float,
     is_plain_product,
     product,
@@ -41,12 +40,6 @@ class How(NamedTuple):
 
     def __call__(self, body: Any, carry: Any, xs: Any) -> Any:
         return self.scan(body, carry, xs, length=self.steps, reverse=self.reverse)
-
-
-def keeps_no_cheap(primitive: Any, *avals: Any, **params: Any) -> bool:
-    """A checkpoint policy for work batched over time: products and transcendentals are kept, the rest is redone."""
-    del avals, params
-    return not is_cheap(primitive)
 
 
 def transposable(body: Body) -> list[int]:

@@ -12,21 +12,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.scans.deferral import How, deferred_loop, keeps_no_cheap, transposable
+from jaxrnn.scans.deferral import How, deferred_loop, transposable
 from jaxrnn.scans.jaxprs import (
     Env,
+    again,
     is_float,
+    is_light,
     is_product,
     is_remat,
     is_var,
-    open_remat,
     reached,
     read,
     run,
     run_at_once,
     size_bytes,
     slice_back,
+    split_products,
     trace,
+    worth_keeping,
 )
 from jaxrnn.scans.partition import Batched, Loop, Plan, partition
 from jaxrnn.scans.segments import in_segments
@@ -55,23 +58,23 @@ def plan_of(f: Callable[..., Any], carry: Tree, x: Tree, separate: bool) -> tupl
         through_carry = reached(flat.equations, flat.inputs[:n])
         hiding = [e for e in needed if is_remat(e) and not through_carry.isdisjoint(e.outvars)]
         if not hiding:
-            return partition(flat, n, separate), structure[0]
-        flat = open_remat(flat, hiding)
+            return partition(split_products(flat, n), n, separate), structure[0]
+        flat = again(flat, opened=hiding)
 
 
 def best_segment(plan: Plan, steps: int) -> int:
-    """How many steps to batch at once: as many as make the batched arrays as large as the weights.
+    """How many steps to batch at once: as many as make the batched arrays half as large as the weights.
 
-    Per segment each weight's gradient is read and written once, and the batched arrays (what the
-    loop reads, and what its products get as cotangents) are written and read. K = weight bytes /
-    batched bytes per step makes the two alike; fewer would spend the time on the weights, more would
-    leave the cache and fault in new pages. Between 4 and 64, and a divisor of T where one is near.
+    Per segment each weight's gradient is read and written once, and the batched arrays (what products
+    give the loop and get from it in the backward pass) are written and read twice. With K = weight
+    bytes / (2 * batched bytes per step) the two cost alike; fewer steps would spend the time on the
+    weights, more would leave the cache. Between 4 and 64, and a divisor of T where one is near.
     """
-    batched = sum(size_bytes(v) for part in plan.batched for v in part.makes)
-    products = [e for stage in plan.stages for e in stage.loop.equations if is_product(e)]
-    batched += sum(size_bytes(v) for e in products for v in e.outvars)
+    work = [e for part in plan.batched for e in part.equations if not is_light(e)]
+    work += [e for stage in plan.stages for e in stage.loop.equations if is_product(e)]
+    batched = sum(size_bytes(v) for e in work for v in e.outvars)
     weights = sum(size_bytes(v) for v in plan.flat.const_vars if is_float(v))
-    ideal = min(max(weights // max(batched, 1), 4), 64)
+    ideal = min(max(weights // max(2 * batched, 1), 4), 64)
     if steps <= ideal * 3 // 2:
         return steps
     near = [k for k in range(ideal * 2 // 3, ideal * 3 // 2 + 1) if steps % k == 0]
@@ -91,15 +94,16 @@ class fissioned:  # noqa: N801
     weight's size that is read and written at every step. Any step will do, with any pytrees; it is
     traced a fixed number of times. `explain` shows what becomes of a step.
 
-    `segment`: how many steps are batched at once. None: weight bytes / batched bytes per step, between
-    4 and 64 (see `best_segment`; `experiments.speed --segments` measures it).
+    `segment`: how many steps are batched at once. None: weight bytes / (2 * batched bytes per step),
+    between 4 and 64, so that the weights' gradients and the batched arrays cost alike.
     `separate=True` runs independent parts of the carry (the layers of a stack) as loops one after the
     other, with batched products between, instead of as one loop.
     `inner` runs the loops that remain. Under `checkpointed(K, inner=fissioned())` segments are recomputed.
 
     Memory: per step the fewest bytes from which cheap operations give what the backward pass needs (a
     minimum cut): for an LSTM 7H numbers, where `lax.scan` keeps 12H; and one segment's batched arrays.
-    Recompute: cheap elementwise operations only. Exact.
+    Recompute: cheap operations in the loop; in the batched parts everything but products, and those too
+    whose result is much larger than what it comes from (a readout's logits). Exact.
     Limits: a step with side effects (`jax.debug.print`), or one where nothing would be gained, runs as
     `inner` runs it. A `jax.checkpoint` around part of the recurrence is opened: the engine keeps less.
     Weights inside a loop within the step have their gradients accumulated step by step, as in
@@ -131,19 +135,19 @@ class fissioned:  # noqa: N801
         carry_type, _ = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=length), init, xs)
         if steps < 2:
             return scan(f, init, xs, length=length, reverse=reverse)
-        init = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), init, carry_type)
         x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
         plan, y_tree = plan_of(f, carry_type, x, self.separate)
         if not plan.pays or any(e.effects for e in plan.flat.equations):
             return scan(f, init, xs, length=length, reverse=reverse)
-        program = _Program(plan, jax.tree.leaves(init), scan)
+        first = [jnp.asarray(a, b.dtype) for a, b in zip(*map(jax.tree.leaves, (init, carry_type)), strict=True)]
+        program = _Program(plan, first, scan)
         segment = self.segment or best_segment(plan, steps)
 
         def run_segment(carry: list[Any], xs: list[Any], n: int) -> tuple[list[Any], list[Any]]:
             return program(carry, xs, n, reverse)
 
         xs_leaves = [jnp.asarray(a) for a in jax.tree.leaves(xs)]
-        carry, ys = in_segments(run_segment, jax.tree.leaves(init), xs_leaves, steps, segment, reverse)
+        carry, ys = in_segments(run_segment, first, xs_leaves, steps, segment, reverse)
         return jax.tree.unflatten(jax.tree.structure(init), carry), y_tree.unflatten(ys)
 
 
@@ -190,7 +194,7 @@ class _Program:
             return
         reads = [v for v in part.reads if v in env]
 
-        @functools.partial(jax.checkpoint, prevent_cse=False, policy=keeps_no_cheap)
+        @functools.partial(jax.checkpoint, prevent_cse=False, policy=worth_keeping)
         def lean(values: list[Any]) -> list[Any]:
             stacked = set(reads)
             found = run_at_once(part.equations, self.once | dict(zip(reads, values, strict=True)), stacked, steps)

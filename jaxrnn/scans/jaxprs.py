@@ -70,8 +70,23 @@ def like(v: Atom) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
 
 
-def is_cheap(equation_or_primitive: Any) -> bool:
-    return getattr(equation_or_primitive, "primitive", equation_or_primitive).name in _CHEAP
+def is_cheap(equation: Equation) -> bool:
+    return equation.primitive.name in _CHEAP
+
+
+def worth_keeping(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """A checkpoint policy for work batched over time: what to keep for the backward pass rather than redo.
+
+    Products, unless the result is much larger than what it is computed from: a readout's logits are
+    redone from the hidden units. Elementwise operations and reductions are redone.
+    """
+    name = primitive.name
+    if name == "dot_general":
+        (contracted, _), (batched, _) = params["dimension_numbers"]
+        depth = math.prod(avals[0].shape[d] for d in contracted)
+        shared = math.prod(avals[0].shape[d] for d in batched)
+        return avals[1].size <= 2 * depth * depth * shared
+    return name not in _LIGHT and name != "gather"
 
 
 def is_product(equation: Equation) -> bool:
@@ -120,45 +135,38 @@ def is_expanding(equation: Equation) -> bool:
 def trace(fn: Callable[..., Sequence[Any]], *args: Any) -> Flat:
     """Traces fn(*args) -> list, nested jit calls opened; args are arrays or structs, one per input."""
     closed = jax.make_jaxpr(fn)(*args)
-    consts = list(closed.consts)
-    return _inlined(closed, consts, [like(v) for v in closed.jaxpr.invars], lambda e: e.primitive.name in _CALLS)
-
-
-def open_remat(flat: Flat, chosen: Sequence[Equation]) -> Flat:
-    """The same with the chosen `jax.checkpoint` equations opened."""
-    names = {id(e) for e in chosen}
-    closed = ClosedJaxpr(_jaxpr([*flat.const_vars, *flat.inputs], flat.equations, flat.outputs), ())
-    opened = _inlined(closed, [], [like(v) for v in closed.jaxpr.invars], lambda e: id(e) in names)
-    n = len(flat.consts)
-    return Flat(flat.consts + opened.consts, opened.inputs[:n] + opened.const_vars, opened.inputs[n:], *opened[3:])
-
-
-def _inlined(closed: ClosedJaxpr, consts: list[Any], args: list[Any], enter: Callable[[Equation], bool]) -> Flat:
-    """Evaluates under a fresh trace, so that every variable of the result is its own."""
     jaxpr = closed.jaxpr
+    return again(Flat(list(closed.consts), jaxpr.constvars, jaxpr.invars, jaxpr.eqns, jaxpr.outvars))
 
-    def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        env: Env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
-        for equation in jaxpr.eqns:
-            if enter(equation) or equation.primitive.name in _CALLS:
-                inner: Any = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+
+def again(flat: Flat, opened: Sequence[Equation] = (), overrides: Mapping[int, Override] | None = None) -> Flat:
+    """Traces it once more, with the chosen `jax.checkpoint` opened or with stand-ins; every variable is its own."""
+    chosen = {id(e) for e in opened}
+
+    def enter(equations: Iterable[Equation], env: Env) -> Env:
+        for equation in equations:
+            inner: Any = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            if id(equation) in chosen or equation.primitive.name in _CALLS:
                 body, held = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
-                outs: Sequence[Any] = run(body, held, [read(env, a) for a in equation.invars])
+                inside = dict(zip(body.constvars, held, strict=True))
+                inside |= dict(zip(body.invars, [read(env, a) for a in equation.invars], strict=True))
+                inside = enter(body.eqns, inside)
+                outs: Sequence[Any] = [read(inside, a) for a in body.outvars]
             else:
-                outs = apply(equation, env)
+                stand_in = overrides.get(id(equation)) if overrides else None
+                outs = stand_in(env) if stand_in else apply(equation, env)
             env.update(zip(equation.outvars, outs, strict=True))
-        return [read(env, a) for a in jaxpr.outvars]
+        return env
 
-    structs = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in consts]
-    again = jax.make_jaxpr(lambda held, args: run(jaxpr, held, args))(structs, args)
-    n, inner_vars = len(consts), again.jaxpr.constvars
-    return Flat(
-        consts + list(again.consts),
-        again.jaxpr.invars[:n] + inner_vars,
-        again.jaxpr.invars[n:],
-        again.jaxpr.eqns,
-        again.jaxpr.outvars,
-    )
+    def fn(consts: list[Any], args: list[Any]) -> list[Any]:
+        env = dict(zip(flat.const_vars, consts, strict=True)) | dict(zip(flat.inputs, args, strict=True))
+        env = enter(flat.equations, env)
+        return [read(env, a) for a in flat.outputs]
+
+    closed = jax.make_jaxpr(fn)([like(v) for v in flat.const_vars], [like(v) for v in flat.inputs])
+    jaxpr, n = closed.jaxpr, len(flat.consts)
+    const_vars = [*jaxpr.invars[:n], *jaxpr.constvars]
+    return Flat([*flat.consts, *closed.consts], const_vars, jaxpr.invars[n:], jaxpr.eqns, jaxpr.outvars)
 
 
 def _jaxpr(inputs: Sequence[Var], equations: Sequence[Equation], outputs: Sequence[Atom]) -> Jaxpr:
@@ -232,6 +240,38 @@ def product(x: jax.Array, w: jax.Array, equation: Equation, axis: int) -> jax.Ar
     """The last axis of x with one axis of w, as precisely as the equation says."""
     how = {name: equation.params[name] for name in ("precision", "preferred_element_type")}
     return lax.dot_general(x, w, (((x.ndim - 1,), (axis,)), ((), ())), **how)
+
+
+def split_products(flat: Flat, carries: int) -> Flat:
+    """[x, h] W becomes x U + h V where x needs no carry and h does, so that x U can leave the loop.
+
+    Cells that multiply input and state side by side with one matrix (Haiku's, say) then gain as
+    others do.
+    """
+    made_by = producers(flat.equations)
+    through_carry = reached(flat.equations, flat.inputs[:carries])
+    overrides: dict[int, Override] = {}
+    for equation in flat.equations:
+        joined = made_by.get(equation.invars[0]) if is_plain_product(equation) else None
+        if (
+            joined is None
+            or joined.primitive.name != "concatenate"
+            or joined.params["dimension"] != len(joined.outvars[0].aval.shape) - 1
+        ):
+            continue
+        if len({is_var(a) and a in through_carry for a in joined.invars}) == 1:
+            continue
+
+        def apart(env: Env, equation: Equation = equation, joined: Equation = joined) -> list[Any]:
+            w, start, total = env[equation.invars[1]], 0, None
+            for atom in joined.invars:
+                rows = atom.aval.shape[-1]
+                part = product(read(env, atom), lax.slice_in_dim(w, start, start + rows), equation, 0)
+                total, start = part if total is None else total + part, start + rows
+            return [total]
+
+        overrides[id(equation)] = apart
+    return again(flat, overrides=overrides) if overrides else flat
 
 
 def producers(equations: Iterable[Equation]) -> dict[Var, Equation]:

@@ -22,6 +22,8 @@ def in_segments(run: Segment, init: Tree, xs: Tree, steps: int, segment: int, re
     Segments begin at multiples of `segment` counted from the first step, also in reverse.
     """
     full, rest = divmod(steps, segment)
+    if full + bool(rest) == 1:
+        return run(init, xs, steps)
     cut = full * segment
 
     def full_segments(carry: Tree) -> tuple[Tree, Tree]:
@@ -37,8 +39,6 @@ def in_segments(run: Segment, init: Tree, xs: Tree, steps: int, segment: int, re
 
     if not rest:
         return full_segments(init)
-    if not full:
-        return remainder(init)
     if reverse:
         carry, last = remainder(init)
         carry, first = full_segments(carry)
