@@ -50,8 +50,8 @@ class Config:
     """Features per character."""
     dropout: float = 0.0
     """Share of each layer's outputs dropped in training, the same ones for a whole window."""
-    scan: str = "checkpointed"
-    """How the loop runs: lax.scan, python_loop, checkpointed(8, levels=2), truncated(16, inner=checkpointed), ..."""
+    scan: str = "fissioned"
+    """How the loop runs: lax.scan, fissioned, checkpointed(8, inner=fissioned), truncated(16, inner=fissioned), ..."""
     window: int = 64
     """Time steps per gradient; the state is carried from window to window."""
     batch: int = 64
@@ -201,6 +201,10 @@ def train(config: Config, console: Console) -> None:
         console.print(
             f"{train_text.characters:,} characters to train on, {held_out.characters:,} held out; "
             f"{sum(a.size for a in jax.tree.leaves(params)):,} parameters; {config.cell} under {config.scan}"
+        )
+        x = (jax.ShapeDtypeStruct((config.batch,), jnp.int32),) * 2
+        console.print(
+            f"one step under jaxrnn.scan\n{jaxrnn.explain(trained, params, x)}", markup=False, highlight=False
         )
         needs = {}
         for name, each in {config.scan: scan, "plain lax.scan": lax.scan}.items():

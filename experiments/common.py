@@ -29,6 +29,7 @@ CELLS: dict[str, Callable[[int], jaxrnn.Cell]] = {
 }
 
 STRATEGIES: dict[str, Callable[..., jaxrnn.Scan]] = {
+    "fissioned": jaxrnn.fissioned,
     "python_loop": jaxrnn.python_loop,
     "checkpointed": jaxrnn.checkpointed,
     "truncated": jaxrnn.truncated,
@@ -40,9 +41,10 @@ class UsageError(Exception):
 
 
 def scan_named(text: str) -> jaxrnn.Scan:
-    """A scan from its Python expression: "lax.scan", "checkpointed", "truncated(20, inner=checkpointed(levels=2))".
+    """A scan from its Python expression: "lax.scan", "fissioned", "checkpointed(20, inner=fissioned)".
 
-    Numbers, and the names in STRATEGIES with arguments, are all that is understood: nothing else is run.
+    Numbers, True and False, and the names in STRATEGIES with arguments, are all that is understood:
+    nothing else is run.
     """
     names = ", ".join(["lax.scan", *STRATEGIES])
 

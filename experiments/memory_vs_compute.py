@@ -46,10 +46,11 @@ class Config:
     """Sequence lengths T."""
     scans: tuple[str, ...] = (
         PLAIN,
+        "fissioned",
         "checkpointed(1)",
         "checkpointed",
         "checkpointed(levels=2)",
-        "checkpointed(levels=3)",
+        "checkpointed(inner=fissioned)",
     )
     """Strategies; checkpointed(1) is the usual jax.checkpoint on every step. Plain lax.scan is always there."""
     rounds: int = 3

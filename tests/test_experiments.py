@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from jax import lax
 
 import jaxrnn as rnn
-from experiments import common, data
+from experiments import common, data, peers, speed
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +48,7 @@ def test_char_lm_trains_reports_and_writes(trained):
         "as trained",
         "learning on as it reads",
         "scratch memory",
+        "gradient as one product per segment",
         "def __init__(self",
     ):
         assert expected in out
@@ -103,10 +105,26 @@ def test_unknown_options_are_refused(arguments):
     assert code == 2 and err.strip()
 
 
-@pytest.mark.parametrize("experiment", ["char_lm", "memory_vs_compute"])
+@pytest.mark.parametrize("experiment", ["char_lm", "memory_vs_compute", "speed"])
 def test_help_says_what_it_does(experiment):
     code, out, _ = run(f"experiments.{experiment}", "--help")
     assert code == 0 and "--run" in out and "checkpoint" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--shapes", "1,2,3"], "four whole numbers of at least 1, e.g. 200,4,128,256, got '1,2,3'"),
+        (["--shapes", "0,1,1,1"], "four whole numbers of at least 1"),
+        (["--peers", "tensorflow"], "are not known; known are textbook"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--scans", "fast"], "is not understood"),
+    ],
+)
+def test_speed_says_what_is_wrong_in_one_sentence(arguments, complaint, tmp_path):
+    code, out, err = run("experiments.speed", *arguments, "--run", tmp_path / "run")
+    assert code == 1, (out, err)
+    assert complaint in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
 
 
 def table(folder):
@@ -139,6 +157,33 @@ def test_what_does_not_fit_is_predicted_not_run(tmp_path):
     plain = rows["200", "lax.scan"]
     assert plain["note"].startswith("not run: needs") and not plain["seconds"] and "not run: needs" in out
     assert rows["200", "checkpointed(levels=2)"]["seconds"] and int(plain["temp_bytes"]) > 2**19
+
+
+def test_speed_checks_times_and_writes(tmp_path):
+    small = ["--shapes", "9,2,3,4", "--cells", "lstm", "gru", "elman", "--peers", "textbook", "flax", "cudnn"]
+    code, out, err = run("experiments.speed", *small, "--rounds", 1, "--run", tmp_path / "speed")
+    assert code == 0, err
+    table = list(csv.DictReader((tmp_path / "speed" / "table.csv").open()))
+    assert {r["contender"] for r in table} >= {"lax.scan", "fissioned", "textbook", "flax"}
+    assert {(r["cell"], r["mode"]) for r in table} == {(c, m) for c in ("lstm", "gru", "elman") for m in speed.MODES}
+    assert all(float(r["difference"]) < 1e-5 and float(r["seconds"]) > 0 for r in table)
+    assert "cuDNN's LSTM needs a GPU" in out
+    assert (tmp_path / "speed" / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
+def test_peers_compute_the_same_function(cell, name):
+    layer = common.CELLS[cell](6)
+    xs = jax.random.normal(jax.random.key(0), (5, 2, 3))
+    params = layer.init(jax.random.key(1), xs[0])
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(2), a.shape), params)
+    try:
+        theirs, forward = peers.PEERS[name](cell, params)
+    except peers.Absent as why:
+        pytest.skip(str(why))
+    got, expected = forward(theirs, xs), rnn.unroll(layer, params, xs)[1]
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_scans_are_named_by_their_expression():

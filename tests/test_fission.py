@@ -379,6 +379,22 @@ def test_a_wrong_carry_is_reported_as_by_lax_scan():
             scan(lambda c, x: ((c @ jnp.ones((3, 4))), c), jnp.ones(3), jnp.ones((5, 3)))
 
 
+def test_terms_that_broadcast_enter_before_a_split(x64):
+    """Gates split first, with a bias of one row added to some of them after."""
+    w, b = jax.random.normal(jax.random.key(0), (4, 8)), jax.random.normal(jax.random.key(1), (1, 4))
+    xs = jax.random.normal(jax.random.key(2), (6, 3, 4))
+
+    def loss(scan, w, b):
+        def step(h, x):
+            p, q = jnp.split(h @ w, 2, -1)
+            return jnp.tanh(lax.add(p, b)) * jax.nn.sigmoid(q + x), h
+
+        return jnp.sum(jnp.sin(scan(step, jnp.ones((3, 4)), xs)[1]))
+
+    got, want = (jax.grad(lambda w, b, s=s: loss(s, w, b), (0, 1))(w, b) for s in (rnn.scan, lax.scan))
+    assert_close(got, want, 1e-10)
+
+
 def test_numpy_inputs_and_scalars():
     step = lambda c, x: (c * x, c @ np.eye(2, dtype=np.float32))
     got, want = (s(step, np.ones(2, np.float32), np.arange(3, dtype=np.float32)) for s in (rnn.scan, lax.scan))

@@ -15,7 +15,6 @@ computed once, before everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from jax.extend.core import Var
@@ -160,15 +159,19 @@ class _Partition:
             self.once[v] = None
         return v in self.stacked or v in self.once
 
-    def _work_behind(self, v: Var, given: Iterable[Var]) -> bool:
-        return any(
-            not is_light(e) and not self.varying.isdisjoint(e.outvars)
-            for e in slice_back(self.flat.equations, [v], given)
-        )
+    def _with_work_behind(self, given: set[Var]) -> set[Var]:
+        """The values that real work has to be done for at every step, where the given ones are there already."""
+        found: set[Var] = set()
+        for e in self.flat.equations:
+            own_work = not is_light(e) and not self.varying.isdisjoint(e.outvars)
+            if own_work or not found.isdisjoint(variables(e.invars)):
+                found.update(v for v in e.outvars if v not in given)
+        return found
 
     def _stage(self, group: list[int]) -> Stage:
         number = len(self.loops)
         known = {*self.stacked, *self.computed_by}
+        moves = self._with_work_behind(known)
         in_loop = set().union(*(self.read_from_carry[self.carry[j]] for j in group))
         own = [self.carry[j] for j in group]
 
@@ -182,7 +185,7 @@ class _Partition:
                 if v in seen:
                     continue
                 seen.add(v)
-                if v in known or v in self.consts or not (v in in_loop or self._stays(v, known)):
+                if v in known or v in self.consts or not (v in in_loop or self._stays(v, moves)):
                     reads[v] = None
                     continue
                 chosen.add(id(self.producer[v]))
@@ -198,26 +201,25 @@ class _Partition:
 
         roots = [self.carry_out[j] for j in group]
         core = {v for e in body(roots)[0] for v in e.outvars} | set(own)
-        given = core | known
+        moves_after = self._with_work_behind(core | known)
         self.done.update(group)
         for y in variables(self.ys):  # an output that costs next to nothing is made in the loop
-            if y in in_loop and y not in core and self.needs(y) <= self.done and not self._work_behind(y, given):
+            if y in in_loop and y not in core and self.needs(y) <= self.done and y not in moves_after:
                 roots.append(y)
         equations, invariant, stacked = body(roots)
         for v in [*invariant, *stacked]:
             self._available(v)
         batched = self._batched([v for v in stacked if v not in self.stacked])
         for v in [*own, *(v for e in equations for v in e.outvars)]:
-            self.computed_by.setdefault(v, number)
+            if v in in_loop:  # what needs no carry is as easily made again as emitted
+                self.computed_by.setdefault(v, number)
         self.loops.append({})
         loop = Loop(equations, list(invariant), own, list(stacked), [self.carry_out[j] for j in group], [])
         return Stage(batched, loop, group)
 
-    def _stays(self, v: Var, known: set[Var]) -> bool:
+    def _stays(self, v: Var, moves: set[Var]) -> bool:
         """Whether a value that needs no carry is nevertheless made where it is used."""
-        if is_expanding(self.producer[v]):
-            return True
-        return v in self.varying and not self._work_behind(v, known)
+        return is_expanding(self.producer[v]) or (v in self.varying and v not in moves)
 
     def _batched(self, makes: list[Var]) -> Batched:
         chosen: set[int] = set()

@@ -105,9 +105,9 @@ class Sum(NamedTuple):
         """The outside terms of all steps, added up."""
         terms = [value(v) for v in self.outer]
         for blocks in self.outer_blocks:
-            dtype = value(self.from_outside[0]).dtype
+            nothing = jnp.zeros((), value(self.from_outside[0]).dtype)
             parts = [
-                added(map(value, vs)) if vs else jnp.zeros((steps, *shape), dtype)
+                jnp.broadcast_to(added(map(value, vs)) if vs else nothing, (steps, *shape))
                 for vs, shape in zip(blocks.terms, blocks.shapes, strict=True)
             ]
             terms.append(jnp.concatenate(parts, axis=blocks.axis + 1))
@@ -247,7 +247,7 @@ def _grown_sums(
     terms: dict[Var, list[Var]] = {}
     swallowed: dict[Var, Equation] = {}
     for equation in equations:
-        if equation.primitive.name not in _SUMS or not all(a in tangents for a in equation.invars):
+        if equation.primitive.name not in _SUMS or not all(is_var(a) and a in tangents for a in equation.invars):
             continue
         found: list[Var] = []
         for v in equation.invars:
