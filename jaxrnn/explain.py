@@ -49,7 +49,7 @@ class Explanation(NamedTuple):
             lines.extend([title, *(f"    {entry}" for entry in entries)] if entries else [])
 
         if not self.pays:
-            lines.append("nothing to gain: runs as lax.scan does")
+            lines.append("nothing to gain, or effects to keep in order: runs as lax.scan does")
         section("once, before everything:", self.once)
         section("for all steps at once, before the loop:", self.before)
         for loop in self.loops:
@@ -87,11 +87,10 @@ def explain(
         plan, _ = plan_of(step, state, shapes.struct(x), separate)
         paths = jax.tree_util.tree_leaves_with_path(params)
         names = {id(leaf): checks.leaf_name("params", path) for path, leaf in paths}
-        named = {v: names.get(id(c), "a constant") for v, c in zip(plan.flat.const_vars, plan.flat.consts, strict=True)}
-        whole = fissioned(segment=2**30, separate=separate) if plan.pays else lax.scan
+        whole = fissioned(segment=2**30, separate=separate) if plan is not None and plan.pays else lax.scan
         carries = [checks.leaf_name("state", path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
         found.append(
-            _explained(plan, carries, named)._replace(
+            _explained(plan, carries, names)._replace(
                 kept=kept_under(whole, step, state, shapes.struct(x)),
                 kept_by_lax_scan=step_bytes(step, state, shapes.struct(x)).kept,
                 carry=nbytes(state),
@@ -102,7 +101,11 @@ def explain(
     return found[0]
 
 
-def _explained(plan: Plan, carries: list[str], named: dict[Var, str]) -> Explanation:
+def _explained(plan: Plan | None, carries: list[str], names: dict[int, str]) -> Explanation:
+    if plan is None:
+        return Explanation((), (), (), (), (), False, 0, 0, 0)
+    named = {v: names.get(id(c), "a constant") for v, c in zip(plan.flat.const_vars, plan.flat.consts, strict=True)}
+
     def names_of(v: Var) -> list[str]:
         """The parameters that an invariant value is computed from."""
         sources = [w for e in slice_back(plan.invariant, [v], named) for w in variables(e.invars)]

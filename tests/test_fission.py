@@ -368,9 +368,11 @@ def test_explain_tells_what_is_added_up_step_by_step():
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True])
-def test_a_bad_segment_is_named(bad):
+def test_a_bad_option_is_named(bad):
     with pytest.raises(ValueError, match="fissioned: segment must be a whole number"):
         rnn.fissioned(bad)
+    with pytest.raises(ValueError, match="separate must be True or False"):
+        rnn.fissioned(separate="no")
 
 
 def test_a_wrong_carry_is_reported_as_by_lax_scan():
@@ -393,6 +395,86 @@ def test_terms_that_broadcast_enter_before_a_split(x64):
 
     got, want = (jax.grad(lambda w, b, s=s: loss(s, w, b), (0, 1))(w, b) for s in (rnn.scan, lax.scan))
     assert_close(got, want, 1e-10)
+
+
+W4 = 0.4 * jax.random.normal(jax.random.key(9), (4, 4))
+V4 = 0.4 * jax.random.normal(jax.random.key(8), (4, 8))
+ONES = jnp.ones((2, 4))
+ODD_STEPS = {
+    "two parts of a split in one sum": (
+        lambda w, c, x: (jnp.tanh(sum(jnp.split(c @ V4.astype(c.dtype), 2, -1)) + x @ w), c),
+        ONES,
+    ),
+    "parts of two splits in one sum": (
+        lambda w, c, x: (
+            jnp.tanh(
+                jnp.split(c @ V4.astype(c.dtype), 2, -1)[0] + jnp.split((c * c) @ V4.astype(c.dtype), 2, -1)[1] + x @ w
+            ),
+            jnp.split(c @ V4.astype(c.dtype), 2, -1)[1] + x @ w,
+        ),
+        ONES,
+    ),
+    "swapped carries": (lambda w, c, x: ((c[1], c[0], jnp.tanh(c[2] @ w * c[0] * c[1])), c[2]), (ONES, 2 * ONES, ONES)),
+    "the input as carry": (lambda w, c, x: ((x, c[1] @ w * c[0] * x), c[1]), (ONES, ONES)),
+    "a delay line": (
+        lambda w, c, x: ((jnp.tanh(x @ w + c[0] @ w + c[1] * c[2]), c[0], c[1]), c[1]),
+        (ONES, 2 * ONES, 3 * ONES),
+    ),
+    "a scalar weight among arrays": (lambda w, c, x: (jnp.tanh(c @ w + w[0, 0] + x @ w + w[1, 1]), c), ONES),
+    "a row among arrays": (lambda w, c, x: (jnp.tanh(c @ w + w[:1] + x * c), c), ONES),
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"segment": 2, "separate": True}])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ODD_STEPS)
+def test_odd_steps(name, reverse, how, x64):
+    step, carry = ODD_STEPS[name]
+    wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)
+    xs = jax.random.normal(jax.random.key(7), (5, 2, 4), jnp.float64)
+
+    def loss(scan, w, carry, xs):
+        end, ys = scan(lambda c, x: step(w, c, x), carry, xs, reverse=reverse)
+        return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves((end, ys)))
+
+    def compute(scan):
+        args = wide((W4, carry, xs))
+        f = lambda *args: loss(scan, *args)
+        return jax.value_and_grad(f, (0, 1, 2))(*args), jax.jvp(f, args, jax.tree.map(jnp.cos, args))
+
+    assert_close(compute(rnn.fissioned(**how)), compute(lax.scan), 1e-10)
+
+
+def test_callbacks_and_references_keep_the_loop_as_it_is():
+    twice = lambda a: jax.pure_callback(lambda a: 2 * a, jax.ShapeDtypeStruct((), jnp.float32), a)
+    for step in (lambda c, x: (c + twice(x), c), lambda c, x: (c + x, twice(c))):
+        assert_close(rnn.scan(step, 0.0, jnp.ones(3)), lax.scan(step, 0.0, jnp.ones(3)), 1e-6)
+    counter = jax.new_ref(jnp.zeros(()))
+
+    def counting(c, x):
+        counter[...] = counter[...] + 1.0
+        return c @ W4, None
+
+    rnn.scan(counting, ONES, None, length=3)
+    assert float(counter[...]) == 3.0
+    printing = rnn.lift(lambda x: jax.debug.print("{}", x) or x)
+    assert "effects" in str(rnn.explain(printing, (), jnp.ones(3)))
+
+
+def test_weakly_typed_inputs_stay_weak(x64):
+    xs = lax.broadcast_in_dim(2.0, (3,), ())
+    step = lambda c, x: (c @ W4 * x, c * x)
+    got, want = (s(step, ONES, xs) for s in (rnn.scan, lax.scan))
+    assert_close(got, want, 1e-6)
+
+
+def test_nothing_at_all():
+    """No features, no units, no examples."""
+    for batch, features, units in ((2, 0, 4), (0, 3, 4), (2, 3, 0)):
+        u, w = jnp.ones((features, units)), jnp.ones((units, units))
+        step = lambda c, x, u=u, w=w: (jnp.tanh(x @ u + c @ w), c)
+        args = (jnp.zeros((batch, units)), jnp.ones((3, batch, features)))
+        assert_close(rnn.scan(step, *args), lax.scan(step, *args), 1e-6)
 
 
 def test_numpy_inputs_and_scalars():

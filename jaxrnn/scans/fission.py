@@ -21,6 +21,7 @@ from jaxrnn.scans.jaxprs import (
     is_product,
     is_remat,
     is_var,
+    leaves_jax,
     reached,
     read,
     run,
@@ -37,8 +38,11 @@ from jaxrnn.scans.tangents import Body
 from jaxrnn.types import Scan, Tree
 
 
-def plan_of(f: Callable[..., Any], carry: Tree, x: Tree, separate: bool) -> tuple[Plan, Any]:
-    """Traces a step once and splits it; also the structure of its y. Carry and x may be structs."""
+def plan_of(f: Callable[..., Any], carry: Tree, x: Tree, separate: bool) -> tuple[Plan | None, Any]:
+    """Traces a step once and splits it; also the structure of its y. Carry and x may be structs.
+
+    None for a step that must be left alone, because it has effects or calls back into Python.
+    """
     carry_leaves, x_leaves = jax.tree.leaves(carry), jax.tree.leaves(x)
     carry_tree: Any = jax.tree.structure(carry)
     x_tree: Any = jax.tree.structure(x)
@@ -52,6 +56,8 @@ def plan_of(f: Callable[..., Any], carry: Tree, x: Tree, separate: bool) -> tupl
         return [*jax.tree.leaves(carry_out), *y_leaves]
 
     flat = trace(step, *carry_leaves, *x_leaves)
+    if any(map(leaves_jax, flat.equations)):
+        return None, structure[0]
     while True:
         # A checkpoint around part of the recurrence would hide it; the engine has its own way to keep little.
         needed = slice_back(flat.equations, flat.outputs[:n], [])
@@ -104,8 +110,8 @@ class fissioned:  # noqa: N801
     minimum cut): for an LSTM 7H numbers, where `lax.scan` keeps 12H; and one segment's batched arrays.
     Recompute: cheap operations in the loop; in the batched parts everything but products, and those too
     whose result is much larger than what it comes from (a readout's logits). Exact.
-    Limits: a step with side effects (`jax.debug.print`), or one where nothing would be gained, runs as
-    `inner` runs it. A `jax.checkpoint` around part of the recurrence is opened: the engine keeps less.
+    Limits: a step with effects or callbacks (`jax.debug.print`), or with nothing to gain, runs as `inner`
+    runs it. A `jax.checkpoint` around part of the recurrence is opened: the engine keeps less.
     Weights inside a loop within the step have their gradients accumulated step by step, as in
     `lax.scan`. Raises: what `lax.scan` raises; ValueError for a segment below 1.
     """
@@ -117,6 +123,8 @@ class fissioned:  # noqa: N801
     def __post_init__(self) -> None:
         if self.segment is not None:
             checks.positive_int("fissioned", "segment", self.segment)
+        if not isinstance(self.separate, bool):
+            raise ValueError(f"fissioned: separate must be True or False, got {self.separate!r}")
         checks.a_scan("fissioned", "inner", self.inner)
 
     def __call__(
@@ -135,9 +143,9 @@ class fissioned:  # noqa: N801
         carry_type, _ = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=length), init, xs)
         if steps < 2:
             return scan(f, init, xs, length=length, reverse=reverse)
-        x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
+        x = jax.tree.map(_a_step_of, xs)
         plan, y_tree = plan_of(f, carry_type, x, self.separate)
-        if not plan.pays or any(e.effects for e in plan.flat.equations):
+        if plan is None or not plan.pays:
             return scan(f, init, xs, length=length, reverse=reverse)
         first = [jnp.asarray(a, b.dtype) for a, b in zip(*map(jax.tree.leaves, (init, carry_type)), strict=True)]
         program = _Program(plan, first, scan)
@@ -149,6 +157,11 @@ class fissioned:  # noqa: N801
         xs_leaves = [jnp.asarray(a) for a in jax.tree.leaves(xs)]
         carry, ys = in_segments(run_segment, first, xs_leaves, steps, segment, reverse)
         return jax.tree.unflatten(jax.tree.structure(init), carry), y_tree.unflatten(ys)
+
+
+def _a_step_of(a: Any) -> jax.ShapeDtypeStruct:
+    whole = jax.typeof(a)
+    return jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype, weak_type=getattr(whole, "weak_type", False))
 
 
 class _Program:

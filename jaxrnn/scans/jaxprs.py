@@ -67,7 +67,7 @@ def size_bytes(v: Atom) -> int:
 
 
 def like(v: Atom) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
 
 
 def is_cheap(equation: Equation) -> bool:
@@ -113,6 +113,12 @@ def branches_on_tangents(equation: Equation) -> bool:
     return equation.primitive.name == "cond" or any(map(branches_on_tangents, inside))
 
 
+def leaves_jax(equation: Equation) -> bool:
+    """Whether it does something that must happen at its step: an effect, or a call back into Python."""
+    inside = (e for jaxpr in inner_jaxprs(equation) for e in jaxpr.eqns)
+    return bool(equation.effects) or "callback" in equation.primitive.name or any(map(leaves_jax, inside))
+
+
 def is_remat(equation: Equation) -> bool:
     return equation.primitive.name in _REMAT
 
@@ -136,7 +142,8 @@ def trace(fn: Callable[..., Sequence[Any]], *args: Any) -> Flat:
     """Traces fn(*args) -> list, nested jit calls opened; args are arrays or structs, one per input."""
     closed = jax.make_jaxpr(fn)(*args)
     jaxpr = closed.jaxpr
-    return again(Flat(list(closed.consts), jaxpr.constvars, jaxpr.invars, jaxpr.eqns, jaxpr.outvars))
+    flat = Flat(list(closed.consts), jaxpr.constvars, jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
+    return flat if jaxpr.effects else again(flat)  # what has effects is left as it is
 
 
 def again(flat: Flat, opened: Sequence[Equation] = (), overrides: Mapping[int, Override] | None = None) -> Flat:
@@ -233,7 +240,7 @@ def is_plain_product(equation: Equation) -> bool:
 
 def _rows_at_once(equation: Equation, env: Env) -> jax.Array:
     x, w = (env[v] for v in equation.invars)
-    return product(x.reshape(-1, x.shape[-1]), w, equation, 0).reshape(*x.shape[:-1], w.shape[-1])
+    return product(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), w, equation, 0).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def product(x: jax.Array, w: jax.Array, equation: Equation, axis: int) -> jax.Array:

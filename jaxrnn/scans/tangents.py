@@ -103,11 +103,18 @@ class Sum(NamedTuple):
 
     def tap(self, value: Callable[[Var], Any], steps: int) -> Any:
         """The outside terms of all steps, added up."""
-        terms = [value(v) for v in self.outer]
+        rank = len(self.equation.outvars[0].aval.shape)
+
+        def row(v: Var) -> Any:
+            """Scalars may be added to arrays; behind a time axis they need the array's rank."""
+            term = value(v)
+            return term.reshape(steps, *(1,) * (rank + 1 - term.ndim), *term.shape[1:])
+
+        terms = [row(v) for v in self.outer]
         for blocks in self.outer_blocks:
             nothing = jnp.zeros((), value(self.from_outside[0]).dtype)
             parts = [
-                jnp.broadcast_to(added(map(value, vs)) if vs else nothing, (steps, *shape))
+                jnp.broadcast_to(added(map(row, vs)) if vs else nothing, (steps, *shape))
                 for vs, shape in zip(blocks.terms, blocks.shapes, strict=True)
             ]
             terms.append(jnp.concatenate(parts, axis=blocks.axis + 1))
@@ -184,8 +191,9 @@ def differentiate(body: Body, invariant: Sequence[bool], stacked: Sequence[bool]
     nothing |= {v for v, after in zip(s, s_out, strict=True) if is_var(after) and after in e_out}
     cost = {v: 0 if v in nothing else size_bytes(v) for v in values}
     kept = _cheapest(plain, cost, [*s, *i, *variables(e_out)], [v for v in needed if v in values])
-    later = {v: after for v, after in zip(s, s_out, strict=True) if v in kept and is_var(after)}
-    shifted = [v for v, after in later.items() if after in kept or after in e_out]
+    computed = {v for e in plain for v in e.outvars if v in kept}.union(variables(e_out))
+    later = {v: after for v, after in zip(s, s_out, strict=True) if v in kept and is_var(after) and after in computed}
+    shifted = list(later)
     emitted = [v for v in [*s, *(v for e in plain for v in e.outvars)] if v in kept and v not in shifted]
     out = [*e_out, *(v for v in emitted if v not in variables(e_out))]
     stacked_kept = [n for n, v in enumerate(i) if v in kept]
@@ -281,7 +289,11 @@ def _above_splits(equations: list[Equation], sums: list[Sum], uses: Counter[Var]
         source, parts = equation.invars[0], equation.outvars
         if equation.primitive.name != "split" or source not in sum_of or uses[source] != 1:
             continue
-        found = [entered_by.get(v) for v in parts]
+        # A sum of several parts has its tap moved through one of them only.
+        found: list[int | None] = []
+        for v in parts:
+            n = entered_by.get(v)
+            found.append(n if n is not None and sums[n].outer and n not in found else None)
         if sum(n is not None for n in found) < 2:
             continue
         terms = [[] if n is None else sums[n].outer for n in found]
