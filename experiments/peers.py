@@ -180,8 +180,8 @@ def keras(cell: str, params: Any) -> tuple[Any, Run]:
     return theirs, run
 
 
-def torch(cell: str, params: Any, xs: Any, weights: Any) -> tuple[Callable[[], Any], Callable[[], Any], Any, Any]:
-    """torch.nn's layer on the CPU: (forward, train step), the loss and its gradient by xs."""
+def torch(cell: str, params: Any, xs: Any, weights: Any) -> tuple[Callable[[], Any], Callable[[], Any], Any]:
+    """torch.nn's layer on the CPU: forward, train step, and the loss's gradient by xs."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -205,18 +205,17 @@ def torch(cell: str, params: Any, xs: Any, weights: Any) -> tuple[Callable[[], A
 
     def forward() -> float:
         with t.no_grad():
-            return float((layer(x)[0] * w).sum())
+            return (layer(x)[0] * w).sum().item()
 
     def train() -> float:
         layer.zero_grad()
         loss = (layer(x)[0] * w).sum()
         loss.backward()
-        return float(loss)
+        return loss.item()
 
     probe = x.clone().requires_grad_(True)
-    loss = (layer(probe)[0] * w).sum()
-    loss.backward()
-    return forward, train, float(loss), probe.grad.numpy()
+    (layer(probe)[0] * w).sum().backward()
+    return forward, train, probe.grad.numpy()
 
 
 def cudnn(cell: str, params: Any) -> tuple[Any, Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -142,11 +143,13 @@ class Timing(NamedTuple):
 def interleaved(
     fns: Mapping[str, Callable[[], Any]], *, rounds: int = 7, seconds: float = math.inf, warmup: int = 1
 ) -> dict[str, Timing]:
-    """Times functions of no arguments in turn, A B C A B C ..., so that a machine's moods hit all alike.
+    """Times functions of no arguments in turn, so that a machine's moods hit all alike.
 
-    Each run is waited for (`block_until_ready`). `warmup` runs come first and do not count (they
-    compile). Stops after `rounds` rounds, or once `seconds` have gone by and every function has run
-    at least once. Compare the medians' ratios, not the seconds.
+    Each round runs all, in an order drawn anew (the same draws every time): what one leaves behind,
+    such as threads that go on spinning, then falls on no other in particular. Each run is waited for
+    (`block_until_ready`). `warmup` runs come first and do not count (they compile). Stops after
+    `rounds` rounds, or once `seconds` have gone by and every function has run at least once. Compare
+    the medians' ratios, not the seconds.
     """
     rounds = checks.positive_int("interleaved", "rounds", rounds)
     for _ in range(warmup):
@@ -154,8 +157,9 @@ def interleaved(
             jax.block_until_ready(fn())
     taken: dict[str, list[float]] = {name: [] for name in fns}
     start = time.perf_counter()
-    for _ in range(rounds):
-        for name, fn in fns.items():
+    for n in range(rounds):
+        for name in random.Random(n).sample(list(fns), len(fns)):
+            fn = fns[name]
             before = time.perf_counter()
             jax.block_until_ready(fn())
             taken[name].append(time.perf_counter() - before)
