@@ -37,6 +37,8 @@ def _choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false:
     """Leaf by leaf, `mask ? when_true : when_false` with the mask over the leading dimensions."""
 
     def chosen(path: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+        if a is b:
+            return a
         if a.shape[: mask.ndim] != mask.shape:
             raise ValueError(
                 f"{where}: {checks.leaf_name(what, path)} should start with the batch dimensions "
@@ -50,6 +52,11 @@ def _choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false:
 
 def _zeros(tree: Tree) -> Tree:
     return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _zeros_for_nans(tree: Tree) -> Tree:
+    """Zeros for the leaves that can hold a NaN; integers stay, so that their embedding can leave the loop."""
+    return jax.tree.map(lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
 
 
 def masked(cell: Cell, *, live: Callable[[Tree], jax.Array] | None = None) -> Cell:
@@ -142,7 +149,7 @@ def resettable(cell: Cell) -> Cell:
             poisoned = jnp.broadcast_to(poisoned, reset.shape)
             # The step to differentiate never sees what made the NaN: 0 * NaN would be NaN in its gradient.
             state = _choose("resettable", "state", poisoned, start, state)
-            inputs = _choose("resettable", "x", poisoned, _zeros(inputs), inputs)
+            inputs = _choose("resettable", "x", poisoned, _zeros_for_nans(inputs), inputs)
             new, y = cell.step(params, state, inputs, key=key)
             new = _choose("resettable", "state", poisoned, new_nan, new)
             return new, _choose("resettable", "y", poisoned, y_nan, y)

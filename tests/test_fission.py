@@ -350,6 +350,18 @@ def test_explain_says_so_where_nothing_is_gained():
         rnn.explain(jnp.tanh, (), jnp.zeros(3))
 
 
+@pytest.mark.parametrize("guard", [rnn.resettable, rnn.masked])
+def test_guarded_cells_gain_as_well(guard):
+    cell = guard(rnn.lstm(H))
+    x = (jax.ShapeDtypeStruct((B, D), jnp.float32), jax.ShapeDtypeStruct((B,), bool))
+    params = jax.eval_shape(
+        lambda: cell.init(jax.random.key(0), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x))
+    )
+    found = rnn.explain(cell, params, x)
+    assert found.loops[0].deferred and not found.loops[0].accumulated
+    assert found.kept <= 8 * H * B * 4 + 3 * B
+
+
 def test_explain_tells_what_is_added_up_step_by_step():
     """A weight that only a loop within the step reads."""
 

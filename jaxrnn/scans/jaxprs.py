@@ -131,11 +131,16 @@ def is_light(equation: Equation) -> bool:
     return equation.primitive.name in _LIGHT
 
 
-def is_expanding(equation: Equation) -> bool:
-    """Whether what comes out is larger than what goes in, for next to no work: better made where it is used."""
+def stays_with_reader(equation: Equation) -> bool:
+    """Whether an equation is better done where its result is read than on its own.
+
+    What comes out is larger than what goes in, for next to no work; or it is a stop_gradient, which
+    the loop must see in order to know that no derivative will be asked for.
+    """
     if not is_light(equation):
         return False
-    return sum(map(size_bytes, equation.outvars)) > sum(size_bytes(v) for v in variables(equation.invars))
+    inputs, outputs = variables(equation.invars), equation.outvars
+    return equation.primitive.name == "stop_gradient" or sum(map(size_bytes, outputs)) > sum(map(size_bytes, inputs))
 
 
 def trace(fn: Callable[..., Sequence[Any]], *args: Any) -> Flat:

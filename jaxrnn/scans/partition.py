@@ -23,13 +23,13 @@ from jaxrnn.scans.jaxprs import (
     Atom,
     Equation,
     Flat,
-    is_expanding,
     is_light,
     is_product,
     is_var,
     producers,
     reached,
     slice_back,
+    stays_with_reader,
     variables,
 )
 
@@ -155,7 +155,7 @@ class _Partition:
         if v in self.computed_by:
             self.loops[self.computed_by[v]][v] = None
             self.stacked.add(v)
-        elif v in self.consts or (v not in self.varying and not is_expanding(self.producer[v])):
+        elif v in self.consts or (v not in self.varying and not stays_with_reader(self.producer[v])):
             self.once[v] = None
         return v in self.stacked or v in self.once
 
@@ -219,7 +219,7 @@ class _Partition:
 
     def _stays(self, v: Var, moves: set[Var]) -> bool:
         """Whether a value that needs no carry is nevertheless made where it is used."""
-        return is_expanding(self.producer[v]) or (v in self.varying and v not in moves)
+        return stays_with_reader(self.producer[v]) or (v in self.varying and v not in moves)
 
     def _batched(self, makes: list[Var]) -> Batched:
         chosen: set[int] = set()
