@@ -140,7 +140,7 @@ def test_memory_vs_compute_writes_a_row_per_length_and_strategy(tmp_path):
     code, out, err = run(*arguments)
     assert code == 0, err
     rows = table(tmp_path / "run")
-    assert len(rows) == 10 and {r["T"] for r in rows} == {"20", "200"}
+    assert len(rows) == 12 and {r["T"] for r in rows} == {"20", "200"}
     at = {r["strategy"]: r for r in rows if r["T"] == "200"}
     assert int(at["checkpointed"]["temp_bytes"]) < int(at["lax.scan"]["temp_bytes"]) / 5
     assert int(at["lax.scan"]["flops"]) < int(at["checkpointed"]["flops"]) < int(at["checkpointed(levels=2)"]["flops"])
