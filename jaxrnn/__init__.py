@@ -7,8 +7,18 @@ from jaxrnn.generate import generate, greedy, temperature, top_k
 from jaxrnn.guards import masked, resettable
 from jaxrnn.layers import layer, lift, recurrent
 from jaxrnn.losses import bits_per_character, cross_entropy, reduced
-from jaxrnn.measure import flops, interleaved, kept_per_step, memory_free, temp_bytes
-from jaxrnn.scans import checkpointed, fissioned, python_loop, scan, truncated
+from jaxrnn.measure import flops, interleaved, kept_per_step, memory_free, plan, temp_bytes
+from jaxrnn.scans import (
+    Plans,
+    checkpointed,
+    fissioned,
+    python_loop,
+    revolve,
+    scan,
+    summed,
+    truncated,
+    within,
+)
 from jaxrnn.store import Run, RunError, read_config, read_metrics
 from jaxrnn.streams import Streams
 from jaxrnn.train import Interrupted, TrainState, adam, create, fit, make_train_step
@@ -20,6 +30,7 @@ __all__ = [
     "Explanation",
     "Interrupted",
     "LSTMState",
+    "Plans",
     "Run",
     "RunError",
     "Scan",
@@ -50,6 +61,7 @@ __all__ = [
     "masked",
     "memory_free",
     "mgu",
+    "plan",
     "python_loop",
     "read_config",
     "read_metrics",
@@ -57,13 +69,16 @@ __all__ = [
     "reduced",
     "resettable",
     "residual",
+    "revolve",
     "scan",
     "stack",
+    "summed",
     "temp_bytes",
     "temperature",
     "top_k",
     "truncated",
     "unroll",
     "with_loss",
+    "within",
     "zoneout",
 ]

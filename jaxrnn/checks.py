@@ -36,6 +36,23 @@ def positive_int(where: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+_UNITS = {unit + b: base**n for base, b in ((1024, "ib"), (1000, "b")) for n, unit in enumerate(("", *"kmgt")) if n}
+
+
+def byte_count(where: str, name: str, value: Any) -> int:
+    """A positive number of bytes: 67108864, "64MiB", "1.5 GB"."""
+    if not isinstance(value, str):
+        return positive_int(where, name, value)
+    text = value.strip().lower()
+    digits = text.rstrip("kmgtib ")
+    unit = text[len(digits) :].strip()
+    count = number(float(digits)) if digits.replace(".", "", 1).isdigit() else math.nan
+    scale = 1 if unit in ("", "b") else _UNITS.get(unit)
+    if scale is None or not count * scale >= 1:
+        raise ValueError(f"{where}: {name} must be a number of bytes such as 2**20 or '64MiB' or '2GB', got {value!r}")
+    return int(count * scale)
+
+
 def number(value: Any) -> float:
     """value as a float; NaN, which no range admits, if it is no single number."""
     try:
@@ -50,7 +67,7 @@ def rate(where: str, value: Any) -> float:
     return number(value)
 
 
-def one_of(where: str, name: str, value: Any, choices: tuple[str, ...]) -> Any:
+def one_of(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
         raise ValueError(f"{where}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value

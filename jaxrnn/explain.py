@@ -35,6 +35,7 @@ class Explanation(NamedTuple):
     before: tuple[str, ...]  # needs no carry: all steps at once, before or between the loops
     loops: tuple[LoopReport, ...]
     after: tuple[str, ...]  # needed by no carry: all steps at once, after the loops
+    totals: tuple[str, ...]  # leaves of the state that only add something up: all steps at once as well
     batched: tuple[str, ...]  # parameters that only work outside the loops reads: one product as well
     pays: bool  # False: nothing would be gained, so it runs as lax.scan does
     kept: int  # bytes kept per step for the backward pass
@@ -60,6 +61,7 @@ class Explanation(NamedTuple):
             section("  gradient as one product per segment:", loop.deferred)
             section("  gradient added up step by step:", loop.accumulated)
         section("for all steps at once, after the loop:", self.after)
+        section("added up for all steps at once:", self.totals)
         section("gradient as one product per segment, outside the loop altogether:", self.batched)
         share = f" ({self.kept / self.kept_by_lax_scan:.0%})" if self.kept_by_lax_scan else ""
         lines.append(f"kept per step for the backward pass: {self.kept:,} bytes{share}; ")
@@ -103,7 +105,7 @@ def explain(
 
 def _explained(plan: Plan | None, carries: list[str], names: dict[int, str]) -> Explanation:
     if plan is None:
-        return Explanation((), (), (), (), (), False, 0, 0, 0)
+        return Explanation((), (), (), (), (), (), False, 0, 0, 0)
     named = {v: names.get(id(c), "a constant") for v, c in zip(plan.flat.const_vars, plan.flat.consts, strict=True)}
 
     def names_of(v: Var) -> list[str]:
@@ -114,6 +116,8 @@ def _explained(plan: Plan | None, carries: list[str], names: dict[int, str]) -> 
     def described(equations: list[Equation]) -> tuple[str, ...]:
         return tuple(_describe(e, named) for e in equations if not is_light(e))
 
+    totals = tuple(carries[j] for j in plan.totals)
+    carries = [name for name in carries if name not in totals]
     loops = []
     for stage in plan.stages:
         deferred, accumulated = _gradients(stage.loop, set(plan.xs))
@@ -135,6 +139,7 @@ def _explained(plan: Plan | None, carries: list[str], names: dict[int, str]) -> 
         before=tuple(text for stage in plan.stages for text in described(stage.batched.equations)),
         loops=tuple(loops),
         after=described(plan.last.equations),
+        totals=totals,
         batched=tuple(batched),
         pays=plan.pays,
         kept=0,

@@ -8,14 +8,18 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxrnn import checks, shapes
-from jaxrnn.scans.cost import StepBytes, step_bytes
-from jaxrnn.types import Cell, Params, Tree
+from jaxrnn.scans import Plans, fissioned
+from jaxrnn.scans.cost import StepBytes, kept_under, step_bytes
+from jaxrnn.scans.plan import Problem
+from jaxrnn.scans.within import price
+from jaxrnn.types import Cell, Params, Scan, Tree
 
 
 def temp_bytes(fn: Callable[..., Any], *args: Any) -> int:
@@ -89,24 +93,85 @@ def _equation_flops(equation: Any) -> int:
     return sum(getattr(v.aval, "size", 0) for v in arrays)
 
 
-def kept_per_step(cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] | None = None) -> StepBytes:
-    """Bytes of a cell's carry, of what `lax.scan` keeps per step for the backward pass, and of one input.
+def kept_per_step(
+    cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] | None = None, *, scan: Scan = lax.scan
+) -> StepBytes:
+    """Bytes of a cell's carry, of what a scan keeps per step for the backward pass, and of one input.
 
     x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct; the batch shape is found by
-    tracing the step if it is not given. T steps under `lax.scan` keep T
-    times `kept`, plus what does not depend on T. Traces the step and computes nothing.
+    tracing the step if it is not given. T steps keep T times `kept`, plus what does not depend on T;
+    under `jaxrnn.scan` less than under `lax.scan`. Traces the step and computes nothing.
     Raises: ValueError for a batch shape that the input does not have.
     """
-    own = shapes.batch_shape("kept_per_step", cell, params, x)
+    checks.a_scan("kept_per_step", "scan", scan)
+
+    def found(step: Callable[..., Any], state: Tree) -> StepBytes:
+        cost = step_bytes(step, state, shapes.struct(x))
+        return cost if scan is lax.scan else cost._replace(kept=kept_under(scan, step, state, shapes.struct(x)))
+
+    return _of_step("kept_per_step", cell, params, x, batch_shape, found)
+
+
+def plan(
+    cell: Cell,
+    params: Params,
+    x: Tree,
+    steps: int,
+    limit: int | str | None = None,
+    *,
+    batch_shape: tuple[int, ...] | None = None,
+    outputs: bool = True,
+    inner: Scan = fissioned(),  # noqa: B008  an immutable value
+) -> Plans:
+    """What each kind of plan takes for the gradient of a cell over so many steps: a table, by recomputation.
+
+        everything kept; part kept; segments; levels; the binomial schedule      bytes, extra passes, time
+
+    x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct, params may be structs too. With a
+    limit, bytes or a text such as "64MiB", each kind has the parameters that recompute least within it, and
+    `chosen` is what `within(limit)` would take, or None; without one each is shown at its best.
+    `outputs=False`: for a loss on the last state alone. Bytes are the compiler's for the loop's gradient by
+    parameters and state, plus twice the outputs; the time counts a backward pass as two forward passes.
+    Cost: a compilation per row, some seconds in all; nothing is run.
+    Raises: TypeError or ValueError for what is no cell, a batch shape that x does not have, steps below 0 or a
+    limit that is no number of bytes.
+    """
+    steps = checks.positive_int("plan", "steps", steps, least=0)
+    bound = None if limit is None else checks.byte_count("plan", "limit", limit)
+    checks.a_scan("plan", "inner", inner)
+
+    def found(step: Callable[..., Any], state: Tree) -> Plans:
+        body = step if outputs else lambda s, x: (step(s, x)[0], ())
+        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), shapes.struct(x))
+        return price(Problem(body, state, xs, steps, inner), bound, every=True)
+
+    return _of_step("plan", cell, params, x, batch_shape, found)
+
+
+Found = TypeVar("Found")
+
+
+def _of_step(
+    where: str,
+    cell: Cell,
+    params: Params,
+    x: Tree,
+    batch_shape: tuple[int, ...] | None,
+    ask: Callable[[Callable[..., Any], Tree], Found],
+) -> Found:
+    """What a question to a cell's step and state, as structs, is answered."""
+    if not isinstance(cell, Cell):
+        raise TypeError(f"{where}: cell must be a Cell, got {type(cell).__name__}; see layer, recurrent and lift")
+    own = shapes.batch_shape(where, cell, params, x)
     if batch_shape is None:
         batch_shape = own
     elif not shapes.fits(cell, params, x, batch_shape):
-        raise ValueError(f"kept_per_step: batch_shape should be {own}, as in x, got {batch_shape}; or leave it out")
+        raise ValueError(f"{where}: batch_shape should be {own}, as in x, got {batch_shape}; or leave it out")
     batch, found = batch_shape, []
 
     def trace(params: Params) -> None:
         state = jax.eval_shape(lambda: cell.initial_state(params, batch))
-        found.append(step_bytes(lambda s, x: cell.step(params, s, x), state, shapes.struct(x)))
+        found.append(ask(lambda s, x: cell.step(params, s, x), state))
 
     jax.eval_shape(trace, params)  # the parameters may be structs; as tracers the step can close over them
     return found[0]

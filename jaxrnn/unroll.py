@@ -23,6 +23,7 @@ def unroll(
     resets: Any = None,
     key: Key | None = None,
     reverse: bool = False,
+    outputs: bool = True,
     scan: Scan = fissioned_scan,
 ) -> tuple[State, Tree]:
     """Runs a cell over a sequence.
@@ -39,6 +40,8 @@ def unroll(
     what *B is, it is found by tracing the step.
     In reverse a padded sequence starts at its own last element, and a reset replaces the state
     before the step at which it stands.
+    With `outputs=False` the last state is all that is wanted: ys is (), and what only outputs need is
+    neither computed nor kept.
     `key` is for cells that draw: one key for `cell.begin`, one per step, the same under every scan.
     Padding may hold anything, NaN included: it reaches no value and no gradient; nor does a NaN
     before a reset reach anything after it.
@@ -49,11 +52,13 @@ def unroll(
     The step is traced a few times, however large T is (`python_loop`: T times).
     Raises: ValueError or TypeError, naming the leaf, for xs of unequal lengths, a state or step
     output of the wrong structure, shape or dtype, lengths outside 0..T (where their values are
-    known), resets that are not boolean [T, *B], or a cell or scan that is none.
+    known), resets that are not boolean [T, *B], outputs that is neither True nor False, or a cell or
+    scan that is none.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"unroll: cell must be a Cell, got {type(cell).__name__}; see layer, recurrent and lift")
     checks.a_scan("unroll", "scan", scan)
+    checks.one_of("unroll", "outputs", outputs, (True, False))
     if not jax.tree.leaves(xs):
         raise ValueError("unroll: xs has no arrays; a cell needs an input at every step, [T, *B, ...]")
     steps = checks.steps("unroll", xs)
@@ -80,7 +85,8 @@ def unroll(
 
     def body(state: State, x_and_key: tuple[Tree, Key | None]) -> tuple[State, Tree]:
         x, key = x_and_key
-        return cell.step(params, state, x, key=key)
+        state, y = cell.step(params, state, x, key=key)
+        return state, y if outputs else ()
 
     return scan(body, state, (xs, key_t), length=steps, reverse=reverse)
 

@@ -8,7 +8,8 @@ import jaxrnn
 FLOORS = """
 types checks shapes cells.base cells.simple cells.gated cells layers compose guards
 scans.cost scans.segments scans.loops scans.checkpoint scans.truncate
-scans.jaxprs scans.partition scans.cut scans.tangents scans.deferral scans.fission scans
+scans.jaxprs scans.partition scans.cut scans.tangents scans.deferral scans.fission
+scans.sums scans.schedule scans.scheduled scans.revolve scans.plan scans.within scans
 unroll generate losses streams store train measure explain
 """.split()
 

@@ -87,6 +87,7 @@ SCANS = {
     "fissioned": rnn.scan,
     "fissioned(2, separate)": rnn.fissioned(2, separate=True),
     "checkpointed(fissioned)": rnn.checkpointed(2, inner=rnn.scan),
+    "revolve(2, 1, kept=1)": rnn.revolve(2, 1, kept=1),
     "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
 }
 

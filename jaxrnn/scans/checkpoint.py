@@ -6,12 +6,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.scans.cost import StepBytes, step_bytes
+from jaxrnn.scans.cost import StepBytes, kept_under, step_bytes, step_struct
 from jaxrnn.scans.segments import in_segments
 from jaxrnn.types import Scan, Tree
 
@@ -81,7 +82,7 @@ class checkpointed:  # noqa: N801
 
     With c bytes in a carry and r bytes kept per step, S = ceil(T / K) segments keep S c + K r where
     `lax.scan` keeps T r. L levels nest this: T = b^L K steps keep about L b c + K r.
-    `segment=None` measures c and r from the step's trace and takes the K that keeps least: for one
+    `segment=None` measures c and r (under `inner`) from the step's trace and takes the K that keeps least: for one
     level about sqrt(T c / r), preferably a divisor of T.
 
     Memory: as above, so O(sqrt T) for one level, O(T^(1/(L+1))) for L.
@@ -114,9 +115,12 @@ class checkpointed:  # noqa: N801
         steps = checks.steps("checkpointed", xs, length)
         segment = self.segment
         if segment is None:
-            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-            segment = best_segment(steps, self.levels, step_bytes(f, init, x)) if steps else 1
+            segment = best_segment(steps, self.levels, self._cost(f, init, step_struct(xs))) if steps else 1
         return self._nested(nested_sizes(steps, segment, self.levels), f, init, xs, steps, reverse)
+
+    def _cost(self, f: Callable[..., Any], init: Tree, x: Tree) -> StepBytes:
+        cost = step_bytes(f, init, x)
+        return cost if self.inner is lax.scan else cost._replace(kept=kept_under(self.inner, f, init, x))
 
     def _nested(
         self,

@@ -31,6 +31,16 @@ def _leaf_bytes(leaf: Any) -> int:
     return size * dtype.itemsize
 
 
+def step_struct(xs: Tree) -> Tree:
+    """The type of one step's input, from that of all steps' [T, ...]."""
+
+    def one(a: Any) -> jax.ShapeDtypeStruct:
+        whole = jax.typeof(a)
+        return jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype, weak_type=getattr(whole, "weak_type", False))
+
+    return jax.tree.map(one, xs)
+
+
 def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> StepBytes:
     """(c, r, x) of a step `carry, y = f(carry, x)` that is differentiated by everything that it reads.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks
+from jaxrnn.scans.cost import step_struct
 from jaxrnn.scans.deferral import How, deferred_loop, transposable
 from jaxrnn.scans.jaxprs import (
     Env,
@@ -143,7 +144,7 @@ class fissioned:  # noqa: N801
         carry_type, _ = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=length), init, xs)
         if steps < 2:
             return scan(f, init, xs, length=length, reverse=reverse)
-        x = jax.tree.map(_a_step_of, xs)
+        x = step_struct(xs)
         plan, y_tree = plan_of(f, carry_type, x, self.separate)
         if plan is None or not plan.pays:
             return scan(f, init, xs, length=length, reverse=reverse)
@@ -159,18 +160,14 @@ class fissioned:  # noqa: N801
         return jax.tree.unflatten(jax.tree.structure(init), carry), y_tree.unflatten(ys)
 
 
-def _a_step_of(a: Any) -> jax.ShapeDtypeStruct:
-    whole = jax.typeof(a)
-    return jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype, weak_type=getattr(whole, "weak_type", False))
-
-
 class _Program:
     """A plan with what is computed once for all segments."""
 
     def __init__(self, plan: Plan, init: Sequence[Any], scan: Callable[..., Any]):
         self.plan, self.scan = plan, scan
         env: Env = dict(zip(plan.flat.const_vars, plan.flat.consts, strict=True))
-        env |= {plan.carry[j]: init[j] for j in plan.constant}
+        moving, _ = self._apart(init)
+        env |= {plan.carry[j]: moving[j] for j in plan.constant}
         self.once = run(plan.invariant, env)
         self.bodies = [self._body(stage.loop) for stage in plan.stages]
         self.mirrors = [
@@ -184,7 +181,7 @@ class _Program:
     def __call__(self, carry: list[Any], xs: list[Any], steps: int, reverse: bool) -> tuple[list[Any], list[Any]]:
         how = How(self.scan, steps, reverse)
         env: Env = dict(zip(self.plan.xs, xs, strict=True))
-        carry = list(carry)
+        carry, totals = self._apart(carry)
         for stage, body, mirrors in zip(self.plan.stages, self.bodies, self.mirrors, strict=True):
             self._batch(stage.batched, env, steps)
             free = [v in self.plan.xs for v in body.stacked]
@@ -199,7 +196,15 @@ class _Program:
             env.update(zip(body.emitted, emitted, strict=True))
         self._batch(self.plan.last, env, steps)
         ys = [self._stacked(a, env, steps) for a in self.plan.ys]
-        return carry, ys
+        own = len(ys) - len(totals)
+        for j, total, growth in zip(self.plan.totals, totals, ys[own:], strict=True):
+            carry.insert(j, total + jnp.sum(growth, axis=0, dtype=total.dtype))
+        return carry, ys[:own]
+
+    def _apart(self, carry: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The leaves of the carry that run through a loop, and those that only add something up."""
+        totals = [carry[j] for j in self.plan.totals]
+        return [a for j, a in enumerate(carry) if j not in self.plan.totals], totals
 
     def _batch(self, part: Batched, env: Env, steps: int) -> None:
         """Adds to env what the part makes for all steps."""

@@ -68,7 +68,8 @@ class Plan(NamedTuple):
     stages: list[Stage]
     last: Batched
     carry_out: list[Atom]
-    ys: list[Atom]
+    ys: list[Atom]  # those of the step, then what each of the totals grows by
+    totals: tuple[int, ...] = ()  # leaves of the step's carry that only add something up; `carry` is without them
 
     @property
     def batched(self) -> list[Batched]:
@@ -104,7 +105,33 @@ def components(depends: list[set[int]]) -> list[list[int]]:
 
 def partition(flat: Flat, carries: int, separate: bool) -> Plan:
     """Splits a step, traced as (carry leaves, x leaves) -> (carry leaves, y leaves)."""
-    return _Partition(flat, carries).plan(separate)
+    growth = totals(flat, carries)
+    kept = [j for j in range(carries) if j not in growth]
+    if growth:
+        inputs = [flat.inputs[j] for j in kept] + flat.inputs[carries:]
+        outputs = [flat.outputs[j] for j in kept] + flat.outputs[carries:] + list(growth.values())
+        flat = flat._replace(inputs=inputs, outputs=outputs)
+    return _Partition(flat, len(kept)).plan(separate)._replace(totals=tuple(growth))
+
+
+def totals(flat: Flat, carries: int) -> dict[int, Atom]:
+    """The leaves of the carry that only add something up, and what they grow by: s_t = s_tm1 + u_t, read nowhere else.
+
+    Such a sum is made of all steps' u_t at once, so that what u_t is computed from (a loss) need not
+    be in the loop.
+    """
+    reads = [v for e in flat.equations for v in variables(e.invars)] + variables(flat.outputs)
+    made_by = producers(flat.equations)
+    found = {}
+    for j in range(carries):
+        s, out = flat.inputs[j], flat.outputs[j]
+        e = made_by.get(out) if is_var(out) else None
+        if e is None or e.primitive.name not in ("add", "add_any") or flat.outputs.count(out) > 1:
+            continue
+        others = [a for a in e.invars if a is not s]
+        if len(others) == 1 and reads.count(s) == 1 and reads.count(out) == 1:
+            found[j] = others[0]
+    return found
 
 
 class _Partition:

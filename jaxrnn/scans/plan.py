@@ -1,0 +1,181 @@
+"""The kinds of plans for a loop: what each keeps by closed form, and what it takes by the compiler's word.
+
+Closed forms on the step's own bytes choose a plan's parameters; the compiler, asked about the
+gradient of this loop alone, says what it really takes. Nothing is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn.scans.checkpoint import best_segment, checkpointed, kept_bytes, nested_sizes
+from jaxrnn.scans.cost import StepBytes, kept_under, nbytes, step_struct
+from jaxrnn.scans.jaxprs import Flat, is_float, leaves_jax, like
+from jaxrnn.scans.revolve import flat_step, revolve, stepping
+from jaxrnn.scans.schedule import evaluations_keeping_carries, evaluations_mixed
+from jaxrnn.types import Scan, Tree
+
+MOST_PASSES = 12  # beyond so many extra forward passes nobody would want the plan
+LONG_SEGMENT = 64  # steps: segments need not be longer to be fast
+SHORT_SEGMENT = 4  # and shorter ones gain nothing from a loop engine inside
+
+
+class Candidate(NamedTuple):
+    """A plan and what closed forms say of it."""
+
+    about: str
+    strategy: Scan
+    passes: float  # extra forward passes over the sequence
+    kept: int  # bytes of carries, residuals and inputs that it keeps
+
+
+class Problem:
+    """A loop to be planned: its step's trace, its length, and what the compiler says of candidates."""
+
+    def __init__(self, f: Callable[..., Any], init: Tree, xs: Tree, steps: int, inner: Scan, reverse: bool = False):
+        carry, ys = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=steps), init, xs)
+        x = step_struct(xs)
+        self.flat: Flat = flat_step(f, carry, x)
+        self.carry, self.x = jax.tree.leaves(carry), jax.tree.leaves(x)
+        self.steps, self.inner, self.reverse = steps, inner, reverse
+        self.repeatable = not any(map(leaves_jax, self.flat.equations))
+        self.outputs = 2 * nbytes(ys)
+        self.cost = StepBytes(nbytes(carry), kept_under(inner, f, carry, x) if steps else 0, nbytes(x))
+
+    def key(self) -> Any:
+        """What the bytes of a gradient depend on, the strategy aside."""
+        types = [str(v.aval) for v in (*self.flat.const_vars, *self.flat.inputs)]
+        text = "\n".join(map(str, self.flat.equations))
+        return text, *types, self.steps, self.reverse, jax.default_backend()
+
+    def bytes_of(self, strategy: Scan) -> int:
+        """Scratch memory of the gradient under a strategy: compiled, not run. Asked once, then remembered."""
+        key = (strategy, self.key())
+        if key not in _COMPILED:
+            while len(_COMPILED) >= 256:
+                del _COMPILED[next(iter(_COMPILED))]
+            _COMPILED[key] = self._compiled_bytes(strategy)
+        return _COMPILED[key]
+
+    def _compiled_bytes(self, strategy: Scan) -> int:
+        flat, n = self.flat, len(self.carry)
+        moves = [is_float(v) for v in flat.const_vars]
+
+        def loss(moving: list[Any], init: list[Any], consts: list[Any], xs: list[Any]) -> jax.Array:
+            """Any loss on the last carry and the outputs whose cotangents depend on their values."""
+            fresh = iter(moving)
+            values = [next(fresh) if m else c for m, c in zip(moves, consts, strict=True)]
+            out = strategy(stepping(flat, values, n), init, xs, length=self.steps, reverse=self.reverse)
+            floats = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
+            return sum((jnp.sum(jnp.real(a * a.conj()).astype(jnp.float32)) for a in floats), jnp.float32(0))
+
+        def gradient(consts: list[Any], init: list[Any], xs: list[Any]) -> Any:
+            moving = [c for m, c in zip(moves, consts, strict=True) if m]
+            return jax.grad(loss, (0, 1), allow_int=True)(moving, init, consts, xs)
+
+        consts = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in map(like, flat.const_vars)]
+        xs = [jax.ShapeDtypeStruct((self.steps, *a.shape), a.dtype) for a in self.x]
+        analysis = jax.jit(gradient).lower(consts, self.carry, xs).compile().memory_analysis()
+        if analysis is None:
+            raise RuntimeError(f"within: the backend {jax.default_backend()!r} reports no memory analysis")
+        return int(analysis.temp_size_in_bytes)
+
+    # Candidates by closed form. `room` is what they may keep beside what any plan needs.
+
+    def plain(self) -> Candidate:
+        return Candidate("everything kept", self.inner, 0.0, self.steps * self.cost.kept)
+
+    def mixed(self, room: int) -> Candidate | None:
+        """The first steps in segments, recomputed; of the last steps, as many as there is room for are kept."""
+        c, r, x = self.cost
+        best = None
+        for segment in _lengths(self.steps, SHORT_SEGMENT):
+            if segment > LONG_SEGMENT:
+                break
+            # leaves carries + tail (r + x) <= room, with leaves = (steps - tail) / segment
+            tail = (room - c - self.steps * c // segment) // max(r + x - c // segment, 1)
+            leaves = -(-(self.steps - tail) // segment)
+            tail = self.steps - leaves * segment
+            if segment < tail and (best is None or tail >= best[0]):
+                best = (tail, leaves, segment)
+        if best is None:
+            return None
+        tail, leaves, segment = best
+        about = f"{leaves * segment:,} steps in segments of {segment}, {tail:,} kept"
+        strategy = revolve(leaves, segment, tail, self.inner)
+        return Candidate(about, strategy, leaves * segment / self.steps, (leaves + 1) * c + tail * (r + x))
+
+    def segments(self, room: int, levels: int) -> Candidate:
+        """Segments as long as is fast where there is room, else those that keep least."""
+        segment = min(max(best_segment(self.steps, levels, self.cost), SHORT_SEGMENT), max(self.steps, 1))
+        for k in range(min(LONG_SEGMENT, self.steps // 2), segment, -1):
+            if self.steps % k == 0 and kept_bytes(self.steps, nested_sizes(self.steps, k, levels), self.cost) <= room:
+                segment = k
+                break
+        sizes = nested_sizes(self.steps, segment, levels)
+        about = f"segments of {segment:,}" + (f" in {len(sizes)} levels" if len(sizes) > 1 else "")
+        kept = kept_bytes(self.steps, sizes, self.cost)
+        return Candidate(about, checkpointed(segment, levels, self.inner), float(len(sizes)), kept)
+
+    def binomial(self, room: int, shortest: int = SHORT_SEGMENT) -> Candidate | None:
+        """The binomial schedule with the fewest forward evaluations in this room."""
+        c, r, x = self.cost
+        best: tuple[float, int, int] | None = None
+        for segment in _lengths(self.steps, shortest):
+            leaves = self.steps // segment
+            slots = min((room - segment * (r + x)) // max(c, 1) - 1, leaves)
+            if leaves < 2 or slots < 1:
+                continue
+            # The schedule counts a leaf's own gradient as an evaluation, and leaves out the last one of the first pass.
+            passes = (evaluations_keeping_carries(leaves, slots) + 1) / leaves - 1
+            # Of plans that are about equal the longer segments: fewer trips.
+            order = (round(20 * passes), -segment)
+            if passes <= MOST_PASSES and (best is None or order < (round(20 * best[0]), -best[1])):
+                best = (passes, segment, slots)
+        if best is None:
+            return None
+        passes, segment, slots = best
+        kept = (slots + 1) * c + segment * (r + x)
+        about = f"{slots:,} carries, leaves of {segment:,} (revolve)"
+        return Candidate(about, revolve(slots, segment, inner=self.inner), passes, kept)
+
+    def least(self) -> Candidate:
+        """What takes least among plans that anybody would run; the compiler is asked about some."""
+        found = [self.segments(0, levels) for levels in (1, 2, 3)]
+        for shortest in (1, 2, SHORT_SEGMENT):
+            low, high = 0, found[0].kept
+            while high - low > max(self.cost.carry, 1):  # the least room in which the schedule ends in time
+                middle = (low + high) // 2
+                low, high = (middle, high) if self.binomial(middle, shortest) is None else (low, middle)
+            smallest = self.binomial(high, shortest)
+            found += [smallest] if smallest else []
+        return min(found, key=lambda each: self.bytes_of(each.strategy))
+
+    def bound(self, room: int) -> float | None:
+        """The least extra passes of any schedule that keeps carries and whole steps in this room; None if none does.
+
+        By the dynamic programme, in leaves if there are more than 1000 steps. It counts neither copies of inputs
+        nor a segment's scratch, so plans come close to it and do not reach it.
+        """
+        leaf = -(-self.steps // 1000)
+        leaves, whole = self.steps // leaf, max(1, round(leaf * self.cost.kept / max(self.cost.carry, 1)))
+        slots = min(room // max(self.cost.carry, 1), leaves * whole) - whole  # the leaf at work has its own
+        if slots < 0 or not leaves:
+            return None
+        return evaluations_mixed(leaves, min(slots, 5000), whole) / leaves - 1
+
+
+_COMPILED: dict[Any, int] = {}
+
+
+def _lengths(steps: int, shortest: int) -> list[int]:
+    """Segments worth trying: divisors, or where there are few, lengths a quarter apart."""
+    divisors = [k for k in range(1, min(steps // 2, 4096) + 1) if steps % k == 0]
+    ladder = sorted({int(1.25**n) for n in range(38)})
+    tried = divisors if len(divisors) >= 6 else sorted({*divisors, *(k for k in ladder if k <= steps // 2)})
+    return [k for k in tried if k >= shortest] or tried[-1:]
