@@ -52,6 +52,8 @@ class Config:
     """Share of each layer's outputs dropped in training, the same ones for a whole window."""
     scan: str = "fissioned"
     """How the loop runs: lax.scan, fissioned, checkpointed(8, inner=fissioned), truncated(16, inner=fissioned), ..."""
+    memory: str | None = None
+    """Scratch memory that a gradient may take, e.g. 64MiB: the planner picks the scan then, and prints its plan."""
     window: int = 64
     """Time steps per gradient; the state is carried from window to window."""
     batch: int = 64
@@ -191,8 +193,11 @@ def recorded(config: Config, texts: tuple[Text, Text]) -> dict[str, Any]:
 
 
 def train(config: Config, console: Console) -> None:
-    scan = common.scan_named(config.scan)
     net, trained, params, optimizer, state = start(config)
+    scan, chosen = common.scan_named(config.scan), config.scan
+    if config.memory is not None:
+        with common.usage():
+            scan, chosen = jaxrnn.within(config.memory), f"within({config.memory})"
     texts = train_text, held_out = standard_library()
     with common.usage():
         pieces = shuffled(train_text, config.piece, config.seed)
@@ -200,16 +205,20 @@ def train(config: Config, console: Console) -> None:
     with jaxrnn.Run(config.run, recorded(config, texts)) as run:
         console.print(
             f"{train_text.characters:,} characters to train on, {held_out.characters:,} held out; "
-            f"{sum(a.size for a in jax.tree.leaves(params)):,} parameters; {config.cell} under {config.scan}"
+            f"{sum(a.size for a in jax.tree.leaves(params)):,} parameters; {config.cell} under {chosen}"
         )
         x = (jax.ShapeDtypeStruct((config.batch,), jnp.int32),) * 2
         console.print(
             f"one step under jaxrnn.scan\n{jaxrnn.explain(trained, params, x)}", markup=False, highlight=False
         )
+        if config.memory is not None:
+            plans = jaxrnn.plan(trained, params, x, config.window, config.memory)
+            console.print(f"plans for a gradient\n{plans}", markup=False, highlight=False)
         needs = {}
-        for name, each in {config.scan: scan, "plain lax.scan": lax.scan}.items():
+        for name, each in {chosen: scan, "plain lax.scan": lax.scan}.items():
             loss = lambda p, scan=each: loss_fn(trained, scan, p, batches(0), jax.random.key(0), state)[0]
-            needs[name] = common.mebibytes(jaxrnn.temp_bytes(jax.grad(loss), params))
+            with common.usage():  # a budget that no plan meets
+                needs[name] = common.mebibytes(jaxrnn.temp_bytes(jax.grad(loss), params))
         console.print("scratch memory of one gradient: " + "; ".join(f"{n} {b}" for n, b in needs.items()))
         evaluate = evaluator(trained, held_out)
         final = jaxrnn.fit(

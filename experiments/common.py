@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import csv
+import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -33,6 +35,8 @@ STRATEGIES: dict[str, Callable[..., jaxrnn.Scan]] = {
     "python_loop": jaxrnn.python_loop,
     "checkpointed": jaxrnn.checkpointed,
     "truncated": jaxrnn.truncated,
+    "revolve": jaxrnn.revolve,
+    "within": jaxrnn.within,
 }
 
 
@@ -41,15 +45,15 @@ class UsageError(Exception):
 
 
 def scan_named(text: str) -> jaxrnn.Scan:
-    """A scan from its Python expression: "lax.scan", "fissioned", "checkpointed(20, inner=fissioned)".
+    """A scan from its Python expression: "lax.scan", "checkpointed(20, inner=fissioned)", "within('64MiB')".
 
-    Numbers, True and False, and the names in STRATEGIES with arguments, are all that is understood:
+    Numbers, texts, True and False, and the names in STRATEGIES with arguments, are all that is understood:
     nothing else is run.
     """
     names = ", ".join(["lax.scan", *STRATEGIES])
 
     def value(node: ast.AST) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, type(None))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, str, type(None))):
             return node.value
         if isinstance(node, (ast.Name, ast.Attribute)):
             name = ast.unparse(node)
@@ -112,6 +116,15 @@ def picture(path: Path, draw: Callable[[Any], None], *, columns: int = 1) -> Non
     figure.savefig(draft, dpi=120, format="png")
     plt.close(figure)
     draft.replace(path)
+
+
+def as_csv(records: list[dict[str, Any]], columns: Sequence[str]) -> str:
+    """A table with a header; what a record lacks stays empty, what is not a column is left out."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def console() -> Console:

@@ -33,6 +33,27 @@ def _blocks(array: jax.Array, count: int) -> list[jax.Array]:
     return jnp.split(array, count, axis=-1)
 
 
+def checkpointed_scans() -> dict[str, Callable[..., Any]]:
+    """Equinox's checkpointed scan, by default and with few carries kept, as scans without outputs; none if absent."""
+    try:
+        import equinox.internal as eqxi
+    except ImportError:
+        return {}
+
+    def keeping(checkpoints: int | None) -> Callable[..., Any]:
+        def scan(f: Any, init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:
+            if reverse:
+                raise ValueError("Equinox's scan runs forward only")
+            # It wants one array of outputs.
+            body = lambda carry, x: (f(carry, x)[0], jnp.zeros(()))
+            carry, _ = eqxi.scan(body, init, xs, length, kind="checkpointed", checkpoints=checkpoints)
+            return carry, ()
+
+        return scan
+
+    return {"equinox checkpointed": keeping(None), "equinox checkpointed, 8 kept": keeping(8)}
+
+
 def textbook(cell: str, params: Any) -> tuple[Any, Run]:
     """The equations as a tutorial writes them, under `lax.scan`."""
     size = params["W"].shape[0]

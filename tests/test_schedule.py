@@ -30,12 +30,12 @@ def whole(t, m):
 
 
 @functools.cache
-def mixed(t, m, size):
+def mixed(t, m, size, carry=1):
     options = [t * (t + 1) // 2]
-    if m >= 1:
-        options += [y + mixed(t - y, m - 1, size) + mixed(y, m, size) for y in range(1, t)]
+    if m >= carry:
+        options += [y + mixed(t - y, m - carry, size, carry) + mixed(y, m, size, carry) for y in range(1, t)]
     if m >= size:
-        options += [y + mixed(y - 1, m, size) + mixed(t - y, m - size, size) for y in range(1, t + 1)]
+        options += [y + mixed(y - 1, m, size, carry) + mixed(t - y, m - size, size, carry) for y in range(1, t + 1)]
     return min(options)
 
 
@@ -51,6 +51,7 @@ def test_the_mixed_programme_equals_brute_force(size):
     for t in range(30):
         for m in range(9):
             assert evaluations_mixed(t, m, size) == mixed(t, m, size), (t, m)
+            assert evaluations_mixed(t, 2 * m, size, carry=2) == mixed(t, 2 * m, size, 2), (t, m)
 
 
 def test_published_figures():

@@ -112,7 +112,7 @@ class Problem:
 
     def segments(self, room: int, levels: int) -> Candidate:
         """Segments as long as is fast where there is room, else those that keep least."""
-        segment = min(max(best_segment(self.steps, levels, self.cost), SHORT_SEGMENT), max(self.steps, 1))
+        segment = self.least_segment(levels)
         for k in range(min(LONG_SEGMENT, self.steps // 2), segment, -1):
             if self.steps % k == 0 and kept_bytes(self.steps, nested_sizes(self.steps, k, levels), self.cost) <= room:
                 segment = k
@@ -122,11 +122,30 @@ class Problem:
         kept = kept_bytes(self.steps, sizes, self.cost)
         return Candidate(about, checkpointed(segment, levels, self.inner), float(len(sizes)), kept)
 
-    def binomial(self, room: int, shortest: int = SHORT_SEGMENT) -> Candidate | None:
+    def least_segment(self, levels: int) -> int:
+        """The segment that keeps least, but not so short that a loop engine inside is of no use."""
+        return min(max(best_segment(self.steps, levels, self.cost), SHORT_SEGMENT), max(self.steps, 1))
+
+    def in_order(self) -> Candidate:
+        """Segments as a schedule with a slot for each: the same recomputation, and never a copy of the inputs."""
+        c, r, x = self.cost
+        segment = self.least_segment(1)
+        leaves = max(self.steps // segment, 1)
+        strategy = revolve(leaves, segment, inner=self.inner)
+        return Candidate(f"leaves of {segment:,} (revolve)", strategy, 1.0, (leaves + 1) * c + segment * (r + x))
+
+    def binomial(self, room: int) -> Candidate | None:
         """The binomial schedule with the fewest forward evaluations in this room."""
+        return self._binomial(room, _lengths(self.steps, SHORT_SEGMENT))
+
+    def single(self, room: int) -> Candidate | None:
+        """The same with leaves of one step: slow, but it has no segment's work to hold."""
+        return self._binomial(room, [1])
+
+    def _binomial(self, room: int, segments: list[int]) -> Candidate | None:
         c, r, x = self.cost
         best: tuple[float, int, int] | None = None
-        for segment in _lengths(self.steps, shortest):
+        for segment in segments:
             leaves = self.steps // segment
             slots = min((room - segment * (r + x)) // max(c, 1) - 1, leaves)
             if leaves < 2 or slots < 1:
@@ -147,27 +166,26 @@ class Problem:
     def least(self) -> Candidate:
         """What takes least among plans that anybody would run; the compiler is asked about some."""
         found = [self.segments(0, levels) for levels in (1, 2, 3)]
-        for shortest in (1, 2, SHORT_SEGMENT):
-            low, high = 0, found[0].kept
+        for kind in (self.binomial, self.single):
+            low, high = 0, self.plain().kept
             while high - low > max(self.cost.carry, 1):  # the least room in which the schedule ends in time
                 middle = (low + high) // 2
-                low, high = (middle, high) if self.binomial(middle, shortest) is None else (low, middle)
-            smallest = self.binomial(high, shortest)
+                low, high = (middle, high) if kind(middle) is None else (low, middle)
+            smallest = kind(high)
             found += [smallest] if smallest else []
         return min(found, key=lambda each: self.bytes_of(each.strategy))
 
     def bound(self, room: int) -> float | None:
-        """The least extra passes of any schedule that keeps carries and whole steps in this room; None if none does.
+        """The least extra passes of any schedule that keeps carries and whole steps in this room, none of it scratch.
 
-        By the dynamic programme, in leaves if there are more than 1000 steps. It counts neither copies of inputs
-        nor a segment's scratch, so plans come close to it and do not reach it.
+        By the dynamic programme; None where no schedule fits, or the programme would take long.
         """
-        leaf = -(-self.steps // 1000)
-        leaves, whole = self.steps // leaf, max(1, round(leaf * self.cost.kept / max(self.cost.carry, 1)))
-        slots = min(room // max(self.cost.carry, 1), leaves * whole) - whole  # the leaf at work has its own
-        if slots < 0 or not leaves:
+        slot = max(self.cost.carry // 4, 1)
+        whole = max(self.cost.kept // slot, 1)
+        slots = min(room // slot, self.steps * whole) - whole  # the step at work has its own
+        if slots < 0 or self.steps * slots > 2 * 10**7:
             return None
-        return evaluations_mixed(leaves, min(slots, 5000), whole) / leaves - 1
+        return evaluations_mixed(self.steps, slots, whole, carry=min(4, self.cost.carry)) / self.steps - 1
 
 
 _COMPILED: dict[Any, int] = {}

@@ -103,6 +103,9 @@ class revolve:  # noqa: N801
         start = tail if reverse else 0  # what is kept runs last
 
         def leaf(consts: Leaves, carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+            if segment == 1:  # a loop of one step is no loop
+                carry, y = stepping(flat, consts, n)(carry, [a[0] for a in xs])
+                return carry, [jnp.asarray(a)[None] for a in y]
             return self.inner(stepping(flat, consts, n), carry, xs, length=segment, reverse=reverse)
 
         job = Job(leaf, leaves, segment, start, min(self.slots, leaves), reverse)

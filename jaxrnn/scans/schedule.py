@@ -44,28 +44,28 @@ def evaluations_keeping_steps(steps: int, slots: int) -> int:
     return total
 
 
-@functools.lru_cache(maxsize=8)
-def _mixed(steps: int, slots: int, whole: int) -> np.ndarray:
-    """[steps + 1, slots + 1] evaluations where a slot holds a carry, and a whole step takes `whole` slots.
+@functools.lru_cache(maxsize=2)
+def _mixed(steps: int, slots: int, carry: int, whole: int) -> np.ndarray:
+    """[steps + 1, slots + 1] evaluations where a carry takes `carry` slots, and a whole step `whole`.
 
     All numbers of slots at once, the split point moving by at most a little from one length to the
     next: O(steps * slots) instead of O(steps^2 * slots).
     """
     # Row t, column m: m slots beside the carry that the t steps start from.
-    best = np.zeros((steps + 1, slots + 1), np.int64)
+    best = np.zeros((steps + 1, slots + 1), np.int32)
     m = np.arange(slots + 1)
-    after_carry, after_whole = np.maximum(m - 1, 0), np.maximum(m - whole, 0)
+    after_carry, after_whole = np.maximum(m - carry, 0), np.maximum(m - whole, 0)
     y_carry, y_whole = np.ones(slots + 1, np.int64), np.ones(slots + 1, np.int64)
 
     def carry_kept(t: int, y: np.ndarray) -> np.ndarray:
-        fine = (m >= 1) & (y >= 1) & (y < t)
+        fine = (m >= carry) & (y >= 1) & (y < t)
         y = np.clip(y, 1, max(t - 1, 1))
-        return np.where(fine, y + best[t - y, after_carry] + best[y, m], np.iinfo(np.int64).max)
+        return np.where(fine, y + best[t - y, after_carry] + best[y, m], np.iinfo(np.int32).max)
 
     def whole_kept(t: int, y: np.ndarray) -> np.ndarray:
         fine = (m >= whole) & (y >= 1) & (y <= t)
         y = np.clip(y, 1, t)
-        return np.where(fine, y + best[y - 1, m] + best[t - y, after_whole], np.iinfo(np.int64).max)
+        return np.where(fine, y + best[y - 1, m] + best[t - y, after_whole], np.iinfo(np.int32).max)
 
     for t in range(1, steps + 1):
         best[t] = t * (t + 1) // 2
@@ -77,15 +77,16 @@ def _mixed(steps: int, slots: int, whole: int) -> np.ndarray:
     return best
 
 
-def evaluations_mixed(steps: int, slots: int, whole: int) -> int:
-    """Forward evaluations where a slot holds a carry, or `whole` slots a whole step; the lesser of both at each split.
+def evaluations_mixed(steps: int, slots: int, whole: int, carry: int = 1) -> int:
+    """Forward evaluations where carries and whole steps share the slots; the lesser of both at each split.
 
-        C(t, 0) = t (t + 1) / 2
-        C(t, m) = min over y of  y + C(t - y, m - 1) + C(y, m)      and of  y + C(y - 1, m) + C(t - y, m - whole)
+        C(t, m) = t (t + 1) / 2   if nothing fits, or the least over y of
+                  y + C(t - y, m - carry) + C(y, m)      and of  y + C(y - 1, m) + C(t - y, m - whole)
 
-    The carry that the sequence starts from takes no slot. Cost: O(steps * slots), all slots at once.
+    The carry that the sequence starts from takes no slot. Cost: O(steps * slots), all slots at once. Up to
+    some ten thousand steps.
     """
-    return int(_mixed(steps, slots, whole)[steps, slots])
+    return int(_mixed(steps, slots, carry, whole)[steps, slots])
 
 
 def _repeats(steps: int, slots: int) -> int:

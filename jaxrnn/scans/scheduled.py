@@ -254,8 +254,13 @@ def _run(*flat: Any, job: Job, moving: Moving) -> Leaves:
 
 @tangents_p.def_abstract_eval
 def _types(*flat: Any, job: Job, moving: Moving) -> Any:
-    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
-    return [jax.typeof(a) for a in jax.eval_shape(functools.partial(_tangents, job, moving), *structs)]
+    """The tangents' types are the values': the leaf is traced, not differentiated."""
+    consts, slots, xs = moving.primals([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat])
+    init = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in slots]
+    each = jax.eval_shape(functools.partial(job.inputs, n=0), xs)
+    carry, y = jax.eval_shape(job.leaf, consts, init, each)
+    ys = [jax.ShapeDtypeStruct((job.leaves, *a.shape), a.dtype) for a in y]
+    return [jax.typeof(a) for side in (carry, ys) for a in _only(_floats(side), side)]
 
 
 def _lowered(*flat: Any, job: Job, moving: Moving) -> Leaves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,6 +66,17 @@ def _mebibytes(count: int) -> str:
     return f"{count / 2**20:,.2f} MiB"
 
 
+def _last_resorts(problem: Problem, limit: int) -> Iterator[Candidate]:
+    """Plans for a budget in which no segment's work fits."""
+    some = problem.single(problem.plain().kept)
+    if some is not None:
+        room = usable(limit) - (problem.bytes_of(some.strategy) - some.kept)
+        found = problem.single(room)
+        if found is not None:
+            yield _fitted(problem, found, Problem.single, room, limit)
+    yield problem.least()
+
+
 SURROUNDINGS = 2**14  # bytes that even a small loss takes
 
 
@@ -83,24 +94,26 @@ def price(problem: Problem, limit: int | None, every: bool) -> Plans:
     enough = limit is None or plain.kept + problem.outputs <= limit
     over = (every or enough) and add(plain)
     if not over and problem.steps > 1 and problem.repeatable:
-        # What any plan needs beside what it keeps, such as the weights' gradients: learned from one of them.
-        smallest = problem.segments(0, 1)
-        beside = problem.bytes_of(smallest.strategy) - smallest.kept
+        # What any plan needs beside what it keeps, such as the weights' gradients: learned from the leanest kind.
+        leanest = problem.in_order()
+        beside = problem.bytes_of(leanest.strategy) - leanest.kept
         if every and limit is not None:
             bound = problem.bound(usable(limit) - beside)
-        rooms = [plain.kept // 2, smallest.kept // 2, 0] if limit is None else [usable(limit) - beside] * 3
+        rooms = [plain.kept // 2, leanest.kept // 2, 0] if limit is None else [usable(limit) - beside] * 3
         kinds = zip(_KINDS, [*rooms, *rooms[2:] * len(_KINDS)], strict=False)
         made = [(found, kind, room) for kind, room in kinds if (found := kind(problem, room)) is not None]
         least = plain.kept
         # Of plans that recompute alike the last kind in the list: segments are simpler than a schedule.
         for found, kind, room in sorted(reversed(made), key=lambda each: each[0].passes):
             if found.kept >= least:
-                continue  # recomputes more, and keeps no less
-            least = found.kept
+                continue  # recomputes more than a plan that fits, and keeps no less
             if over := add(_fitted(problem, found, kind, room, limit)):
                 break
-        if not over and not any(row.fits for row in rows):
-            add(problem.least())
+            least = found.kept if rows[-1].fits else least
+        if limit is not None and not over and not any(row.fits for row in rows):
+            for found in _last_resorts(problem, limit):
+                if add(found):
+                    break
     rows.sort(key=lambda row: row.passes)
     return Plans(tuple(rows), limit, problem.steps, problem.cost, problem.outputs, bound)
 
