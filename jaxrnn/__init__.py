@@ -4,6 +4,7 @@ from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, lstm, mgu
 from jaxrnn.compose import dropout, residual, stack, with_loss, zoneout
 from jaxrnn.explain import Explanation, explain
 from jaxrnn.generate import generate, greedy, temperature, top_k
+from jaxrnn.graph import GraphState, graph
 from jaxrnn.guards import masked, resettable
 from jaxrnn.layers import layer, lift, recurrent
 from jaxrnn.losses import bits_per_character, cross_entropy, reduced
@@ -14,10 +15,12 @@ from jaxrnn.streams import Streams
 from jaxrnn.train import Interrupted, TrainState, adam, create, fit, make_train_step
 from jaxrnn.types import Cell, Scan
 from jaxrnn.unroll import unroll
+from jaxrnn.wiring import prev
 
 __all__ = [
     "Cell",
     "Explanation",
+    "GraphState",
     "Interrupted",
     "LSTMState",
     "Run",
@@ -37,6 +40,7 @@ __all__ = [
     "fit",
     "flops",
     "generate",
+    "graph",
     "greedy",
     "gru",
     "ind_rnn",
@@ -50,6 +54,7 @@ __all__ = [
     "masked",
     "memory_free",
     "mgu",
+    "prev",
     "python_loop",
     "read_config",
     "read_metrics",

@@ -21,6 +21,14 @@ def describe(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]"
 
 
+def describe_tree(tree: Tree) -> str:
+    """`float32[3,4]`, or the same for each leaf within a structure."""
+    leaves, structure = jax.tree.flatten(tree)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return describe(tree)
+    return str(jax.tree.unflatten(structure, [describe(leaf) for leaf in leaves]))
+
+
 def leaf_name(what: str, path: Any) -> str:
     """`state['h']`, `xs[0]`; just `what` for a bare array."""
     return what + jax.tree_util.keystr(path)
