@@ -15,6 +15,7 @@ from jaxrnn.streams import Streams
 from jaxrnn.train import Interrupted, TrainState, adam, create, fit, make_train_step
 from jaxrnn.types import Cell, Scan
 from jaxrnn.unroll import unroll
+from jaxrnn.unrolled import unrolled
 from jaxrnn.wiring import prev
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "top_k",
     "truncated",
     "unroll",
+    "unrolled",
     "with_loss",
     "zoneout",
 ]

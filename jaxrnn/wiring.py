@@ -175,6 +175,10 @@ def name_of(source: Source) -> str:
     return source.name if isinstance(source, Prev) else source
 
 
+def delay_of(source: Source) -> int:
+    return source.steps if isinstance(source, Prev) else 0
+
+
 def _listed(names: Names) -> tuple[str, ...]:
     if isinstance(names, str):
         return (names,)
