@@ -2,8 +2,11 @@
 
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, lstm, mgu
 from jaxrnn.compose import dropout, residual, stack, with_loss, zoneout
+from jaxrnn.dynamics import lyapunov
 from jaxrnn.explain import Explanation, explain
+from jaxrnn.flow import Flow, decay_rate, gradient_flow
 from jaxrnn.generate import generate, greedy, temperature, top_k
+from jaxrnn.gradients import copy_gradients, leaf_norms
 from jaxrnn.graph import GraphState, graph
 from jaxrnn.guards import masked, resettable
 from jaxrnn.layers import layer, lift, recurrent
@@ -21,6 +24,7 @@ from jaxrnn.wiring import prev
 __all__ = [
     "Cell",
     "Explanation",
+    "Flow",
     "GraphState",
     "Interrupted",
     "LSTMState",
@@ -32,8 +36,10 @@ __all__ = [
     "adam",
     "bits_per_character",
     "checkpointed",
+    "copy_gradients",
     "create",
     "cross_entropy",
+    "decay_rate",
     "dropout",
     "elman",
     "explain",
@@ -41,6 +47,7 @@ __all__ = [
     "fit",
     "flops",
     "generate",
+    "gradient_flow",
     "graph",
     "greedy",
     "gru",
@@ -49,8 +56,10 @@ __all__ = [
     "jordan",
     "kept_per_step",
     "layer",
+    "leaf_norms",
     "lift",
     "lstm",
+    "lyapunov",
     "make_train_step",
     "masked",
     "memory_free",

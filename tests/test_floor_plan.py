@@ -9,7 +9,7 @@ FLOORS = """
 types checks shapes cells.base cells.simple cells.gated cells layers compose guards
 scans.cost scans.segments scans.loops scans.checkpoint scans.truncate
 scans.jaxprs scans.partition scans.cut scans.tangents scans.deferral scans.fission scans
-unroll generate wiring tracing graph unrolled losses streams store train measure explain
+unroll generate wiring tracing graph unrolled gradients flow dynamics losses streams store train measure explain
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent
