@@ -2,6 +2,7 @@
 
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, lstm, mgu
 from jaxrnn.compose import dropout, residual, stack, with_loss, zoneout
+from jaxrnn.draw import draw
 from jaxrnn.dynamics import lyapunov
 from jaxrnn.explain import Explanation, explain
 from jaxrnn.flow import Flow, decay_rate, gradient_flow
@@ -40,6 +41,7 @@ __all__ = [
     "create",
     "cross_entropy",
     "decay_rate",
+    "draw",
     "dropout",
     "elman",
     "explain",

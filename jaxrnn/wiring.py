@@ -137,6 +137,14 @@ class Wiring:
             return {key: values[name] for key, name in self.output.items()}
         return tuple(values[name] for name in self.output)
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return _listed(self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return _listed(self.output)
+
     def is_learned(self, name: str) -> bool:
         return isinstance(self.starts.get(name), str)
 

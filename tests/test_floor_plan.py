@@ -10,6 +10,7 @@ types checks shapes cells.base cells.simple cells.gated cells layers compose gua
 scans.cost scans.segments scans.loops scans.checkpoint scans.truncate
 scans.jaxprs scans.partition scans.cut scans.tangents scans.deferral scans.fission scans
 unroll generate wiring tracing graph unrolled gradients flow dynamics losses streams store train measure explain
+layout panels render draw
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent
