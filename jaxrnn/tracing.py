@@ -132,15 +132,26 @@ class Tracing(NamedTuple):
         def filled(stand_in: Tree) -> list[Tree]:
             return [stand_in if value is None else value for value in read]
 
+        # A cell reads what is concatenated, and gives much the same if a part is missing. A function may
+        # want what is missing to be like something else that it reads, or at least to broadcast with it.
         known = [value for value in read if value is not None]
-        for attempted in ([known] if known else []) if v.combine is None else map(filled, known):
-            found = attempt(attempted)
+        likely = [filled(value) for value in known] if v.combine is not None else [known] if known else []
+        for found in map(attempt, likely):
             if found is not None:
                 return found
-        # A vertex whose output has one type whatever the size of what it reads, as Dense has.
+        for thin in [self.thin(value, batch) for value in known]:
+            found = attempt(filled(thin))
+            if found is not None and found != thin:
+                return found
+        # What is left are vertices whose output has one type whatever the size of what they read, as Dense has.
         dtype = jnp.result_type(*[leaf for leaf in jax.tree.leaves(self.x) if _is_float(leaf)] or [jnp.float32])
         one, two = (attempt(filled(jax.ShapeDtypeStruct((*batch, n), dtype))) for n in (1, 2))
         return one if one == two else None
+
+    def thin(self, value: Tree, batch: tuple[int, ...]) -> Tree:
+        """The type of something that broadcasts to a value: all its dimensions are 1, but for the batch's."""
+        ones = lambda a: (*batch, *[1] * (a.ndim - len(batch)))
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(ones(a), a.dtype), value)
 
     def carries(self, reads: Types, features: Types, batch_dims: int) -> bool:
         """Whether the net keeps these types from step to step for one example alone, without batch dimensions."""

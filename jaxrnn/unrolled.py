@@ -169,8 +169,10 @@ class Unrolled:
         return read, _constant(own) if self.cuts(t - 1, t) else own
 
     def last_state(self, values: dict[Copy, Tree], inner: dict[Copy, State]) -> GraphState:
+        """What the loop would hand on; values from before the last cut are constants there too."""
         last = self.steps - 1
-        delayed = {name: tuple(values[name, last - n] for n in range(d)) for name, d in self.graph.delays.items()}
+        at = lambda name, t: _constant(values[name, t]) if self.cuts(t, last) else values[name, t]
+        delayed = {name: tuple(at(name, last - n) for n in range(d)) for name, d in self.graph.delays.items()}
         return GraphState(delayed, {name: inner[name, last] for name in self.graph.vertices})
 
 
@@ -183,15 +185,15 @@ def _constant(tree: Tree) -> Tree:
 def _has_state(v: Vertex) -> bool:
     """Whether a vertex has a state of its own.
 
-    Only its cell can tell, from parameters, and those only from an input. So it is asked with
-    features and with a token; a cell that takes neither is taken for one with a state.
+    Only its cell can tell: layers and functions whatever their parameters, other cells from theirs,
+    which they make from an input. So it is asked with features and with a token; a cell that takes
+    neither is taken for one with a state.
     """
-    if v.is_function:
-        return False
-    for x in (jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)):
+    inputs = (jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    of = lambda key, x: v.cell.initial_state(() if x is None else v.cell.init(key, x), ())
+    for x in (None, *inputs):
         try:
-            state = jax.eval_shape(lambda key, x=x: v.cell.initial_state(v.cell.init(key, x), ()), jax.random.key(0))
-        except Exception:  # noqa: BLE001  whatever a cell raises for an input that it was not made for
+            return bool(jax.tree.leaves(jax.eval_shape(lambda key, x=x: of(key, x), jax.random.key(0))))
+        except Exception:  # noqa: BLE001  whatever a cell raises for what it was not made for
             continue
-        return bool(jax.tree.leaves(state))
     return True

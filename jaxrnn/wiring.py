@@ -162,7 +162,7 @@ def combined(v: Vertex, read: list[Tree]) -> Tree:
     for value in read:
         if not jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
             raise TypeError(
-                "only arrays can be concatenated; give a function as third entry, (cell, sources, function)"
+                "only arrays can be concatenated; give a function of the sources: (cell, sources, function)"
             )
     return jnp.concatenate(read, axis=-1)
 
@@ -173,9 +173,8 @@ def blaming(name: str, v: Vertex, read: list[Tree]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reads = ", ".join(
-            f"{source} of type {checks.describe_tree(value)}" for source, value in zip(v.sources, read, strict=True)
-        )
+        types = zip(v.sources, map(checks.describe_tree, read), strict=True)
+        reads = ", ".join(f"{source} of type {type_}" for source, type_ in types)
         raise ValueError(f'graph: vertex "{name}", reading {reads}: {error}') from error
 
 
@@ -272,18 +271,17 @@ def _a_cycle(waiting: Mapping[str, set[str]], done: set[str]) -> list[str]:
 def _cycle_drawn(cycle: list[str], stated: list[str]) -> str:
     start = cycle.index(min(cycle, key=stated.index))
     names = cycle[start:] + cycle[:start]  # beginning with the vertex that was stated first
-    # The last edge points back to the vertex stated first: the one that a reader takes for the delayed one.
+    # The edge that points back is the one that a reader takes for the delayed one: to the vertex stated first.
     line = " -> ".join(names)
-    back = len(line) - len(names[-1]) // 2 - 1
-    ahead = len(names[0]) // 2
-    drawn = [
-        f"    {line}",
-        "    " + " " * ahead + "^" + " " * max(back - ahead - 1, 0) + ("|" if back > ahead else ""),
-        "    " + " " * ahead + "+" + "-" * max(back - ahead - 1, 1) + "+",
-    ]
+    if len(names) == 1:
+        drawn = [f"{line} -> {line}"]
+    else:
+        ahead, back = len(names[0]) // 2, len(line) - len(names[-1]) // 2 - 1
+        under = back - ahead - 1
+        drawn = [line, " " * ahead + "^" + " " * under + "|", " " * ahead + "+" + "-" * under + "+"]
     return (
         "graph: a cycle without a delay, so that no vertex on it can be computed first:\n\n"
-        + "\n".join(drawn)
+        + "\n".join("    " + each for each in drawn)
         + f'\n\nDelay one of its edges: in the sources of "{names[0]}" write prev("{names[-1]}") for "{names[-1]}", '
         "or pass infer_delays=True to delay every edge that points backwards in the order given."
     )
