@@ -84,7 +84,7 @@ class Graph(Wiring):
         return Cell(self.init, self.initial_state, self.step, self.begin)
 
     def init(self, key: Key, x: Tree) -> Params:
-        reads, start = Tracing(self, self.cell, key, shapes.struct(x)).types()
+        reads, start = Tracing(self, self.cell, key, shapes.struct(x), {}).types()
         keys = self.keys(key)
         params = {name: self.vertices[name].cell.init(keys[name], reads[name]) for name in self.vertices}
         zeros = {name: shapes.zeros_of(start[name]) for name in self.delays if self.in_params(name)}

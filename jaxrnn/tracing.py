@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrnn import checks, shapes
 from jaxrnn.checks import describe_tree
 from jaxrnn.types import Cell, Key, Tree
-from jaxrnn.wiring import START, Prev, Vertex, Wiring, blaming, combined
+from jaxrnn.wiring import START, Prev, Wiring, blaming, combined
 
 Types = dict[str, Any]  # by name of a vertex or input: a pytree of ShapeDtypeStructs, or None if not known yet
 
@@ -37,6 +37,14 @@ def _is_float(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
+class Traced(NamedTuple):
+    """The types that go through a vertex."""
+
+    x: Tree
+    params: Tree
+    y: Tree
+
+
 class Tracing(NamedTuple):
     """An abstract run of a graph, to find the types of its delayed values (nothing is computed).
 
@@ -49,23 +57,23 @@ class Tracing(NamedTuple):
     cell: Cell  # the net's
     key: Key
     x: Tree
+    seen: dict[Any, Traced]  # what went through which vertex already: graphs in graphs are traced often
 
     def types(self) -> tuple[Types, Types]:
         """The type of each vertex's input for this x, and of each delayed value without batch dimensions."""
         failure: ValueError | None = None
         for batch in self.batches():
             try:
-                delayed, reads = self.settled(batch)
+                delayed, through = self.settled(batch)
                 features = {name: self.without(batch, name, value) for name, value in delayed.items()}
-                if self.carries(reads, features, len(batch)):
-                    self.check_floats(features)
-                    return reads, features
+                self.check_one(through, features, batch)
             except ValueError as error:
                 failure = failure or error
-        raise failure or ValueError(
-            f"graph: for x of type {describe_tree(self.x)}, found no batch dimensions with which each delayed value "
-            f"keeps its type from step to step; {REMEDY}"
-        )
+                continue
+            self.check_floats(features)
+            return {name: traced.x for name, traced in through.items()}, features
+        assert failure is not None, "there is always a batch to try"
+        raise failure
 
     def batches(self) -> Iterator[tuple[int, ...]]:
         """What *B may be: at first all of x, but for its last dimension (the features) where x is floating."""
@@ -77,13 +85,13 @@ class Tracing(NamedTuple):
         for n in [usual, *(n for n in range(most, -1, -1) if n != usual)]:
             yield leaves[0].shape[:n] if leaves else ()
 
-    def settled(self, batch: tuple[int, ...]) -> tuple[Types, Types]:
-        """The types of the delayed values and of what each vertex is given, batch dimensions included."""
+    def settled(self, batch: tuple[int, ...]) -> tuple[Types, dict[str, Traced]]:
+        """The types of the delayed values and of what goes through each vertex, batch dimensions included."""
         stated = {name: self.stated(name, batch) for name in self.net.delays if not self.net.in_params(name)}
         given = self.net.given(self.x)
         delayed = {name: stated.get(name, given.get(name)) for name in self.net.delays}
         for _ in range(2 * len(delayed) + 2):
-            values, reads = self.look(delayed, batch)
+            values, through = self.look(delayed, batch)
             found = {name: stated.get(name, values[name]) for name in delayed}
             if found == delayed:
                 break
@@ -96,36 +104,43 @@ class Tracing(NamedTuple):
         for name in stated:
             remedy = "give one example's value, with the dtype that the vertex gives"
             checks.same_type("graph", f'start of prev("{name}")', values[name], stated[name], remedy)
-        return delayed, reads
+        return delayed, through
 
     def stated(self, name: str, batch: tuple[int, ...]) -> Tree:
         return _plain(jax.eval_shape(lambda: widened(self.net.starts[name], batch)))
 
-    def look(self, delayed: Types, batch: tuple[int, ...]) -> tuple[Types, Types]:
-        """The type of each value, and of what each vertex is given; None where it is not known."""
-        values, reads = self.net.given(self.x), {}
+    def look(self, delayed: Types, batch: tuple[int, ...]) -> tuple[Types, dict[str, Traced]]:
+        """The type of each value, None where not known, and what goes through the vertices that read known ones only."""
+        values: Types = self.net.given(self.x)
+        through: dict[str, Traced] = {}
         for name in self.net.order:
             v = self.net.vertices[name]
             read = [delayed[s.name] if isinstance(s, Prev) else values[s] for s in v.sources]
             if any(value is None for value in read):
-                values[name] = self.guess(v, read, batch)
+                values[name] = self.guess(name, read, batch)
                 continue
             with blaming(name, v, read):
-                reads[name], values[name] = self.through(v, read, batch)
-        return values, reads
+                through[name] = self.trace(name, read, batch)
+            values[name] = through[name].y
+        return values, through
 
-    def through(self, v: Vertex, read: list[Tree], batch: tuple[int, ...]) -> tuple[Tree, Tree]:
-        """The types of a vertex's input and output."""
-        x = _plain(jax.eval_shape(lambda read: combined(v, read), read))
-        params = jax.eval_shape(lambda key: v.cell.init(key, x), self.key)
-        return x, _plain(shapes.one_step(v.cell, params, x, batch)[2])
+    def trace(self, name: str, read: list[Tree], batch: tuple[int, ...]) -> Traced:
+        leaves, structure = jax.tree.flatten(read)
+        known_by = (name, tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure, batch)
+        if known_by not in self.seen:
+            v = self.net.vertices[name]
+            x = _plain(jax.eval_shape(lambda read: combined(v, read), read))
+            params = jax.eval_shape(lambda key: v.cell.init(key, x), self.key)
+            y = _plain(shapes.one_step(v.cell, params, x, batch)[2])
+            self.seen[known_by] = Traced(x, params, y)
+        return self.seen[known_by]
 
-    def guess(self, v: Vertex, read: list[Tree], batch: tuple[int, ...]) -> Tree:
+    def guess(self, name: str, read: list[Tree], batch: tuple[int, ...]) -> Tree:
         """The type of a vertex's output where some of what it reads is not known yet; or None."""
 
         def attempt(read: list[Tree]) -> Tree:
             try:
-                return self.through(v, read, batch)[1]
+                return self.trace(name, read, batch).y
             except Exception:  # noqa: BLE001  whatever a vertex raises for what it was not meant to get
                 return None
 
@@ -135,8 +150,8 @@ class Tracing(NamedTuple):
         # A cell reads what is concatenated, and gives much the same if a part is missing. A function may
         # want what is missing to be like something else that it reads, or at least to broadcast with it.
         known = [value for value in read if value is not None]
-        likely = [filled(value) for value in known] if v.combine is not None else [known] if known else []
-        for found in map(attempt, likely):
+        likely = [known] if self.net.vertices[name].combine is None else [filled(value) for value in known]
+        for found in map(attempt, likely if known else []):
             if found is not None:
                 return found
         for thin in [self.thin(value, batch) for value in known]:
@@ -153,15 +168,18 @@ class Tracing(NamedTuple):
         ones = lambda a: (*batch, *[1] * (a.ndim - len(batch)))
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(ones(a), a.dtype), value)
 
-    def carries(self, reads: Types, features: Types, batch_dims: int) -> bool:
-        """Whether the net keeps these types from step to step for one example alone, without batch dimensions."""
-        params = {
-            name: jax.eval_shape(lambda key, v=v, name=name: v.cell.init(key, reads[name]), self.key)
-            for name, v in self.net.vertices.items()
-        }
+    def check_one(self, through: dict[str, Traced], features: Types, batch: tuple[int, ...]) -> None:
+        """The net keeps these types from step to step also for one example alone, without batch dimensions."""
+        params: dict[str, Tree] = {name: traced.params for name, traced in through.items()}
         params[START] = {name: features[name] for name in features if self.net.in_params(name)}
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[batch_dims:], a.dtype), self.x)
-        return shapes.fits(self.cell, params, one, ())
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[len(batch) :], a.dtype), self.x)
+        why = f"one example alone, x of type {describe_tree(one)} without the batch dimensions {batch}"
+        try:
+            state, state_out, _ = shapes.one_step(self.cell, params, one, ())
+        except Exception as error:
+            raise ValueError(f"graph: the step does not take {why}: {error}") from error
+        if not shapes.same_shapes(state, state_out):
+            raise ValueError(f"graph: a delayed value changes its shape for {why}; {REMEDY}")
 
     def without(self, batch: tuple[int, ...], name: str, value: Tree) -> Tree:
         """The type of one example's value."""
