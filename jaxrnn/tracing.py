@@ -110,7 +110,7 @@ class Tracing(NamedTuple):
         return _plain(jax.eval_shape(lambda: widened(self.net.starts[name], batch)))
 
     def look(self, delayed: Types, batch: tuple[int, ...]) -> tuple[Types, dict[str, Traced]]:
-        """The type of each value, None where not known, and what goes through the vertices that read known ones only."""
+        """The type of each value, None where not known, and what goes through vertices that read known ones only."""
         values: Types = self.net.given(self.x)
         through: dict[str, Traced] = {}
         for name in self.net.order:
