@@ -142,8 +142,13 @@ def _panel(panel: Panel, origin: tuple[float, float], fills: Mapping[str, str], 
     for cut in panel.cuts:
         (x, y), (_, top) = at((cut, -1)), at((cut, panel.top))
         parts.append(f'<path d="M{x - 1.5 * WIDE:g} {y:g}V{top:g}" stroke="{ERROR}" stroke-dasharray="1 4"/>')
+    drawn: dict[tuple, set[Point]] = {}
     for wire in panel.wires:
-        parts += _wire(wire, [at(point) for point in wire.points])
+        points = _branch(wire.points, drawn.setdefault((wire.net, wire.source), set()))
+        parts += _wire(wire, [at(point) for point in points], points[0] != wire.points[0])
+        if wire.is_cut:
+            (x, y), (to, _) = _across(wire)
+            parts.append(_cross(*at((x + (1 if to > x else -1), y))))
     for box in panel.boxes:
         x, y = at((box.left, box.bottom + BOX))
         width = (box.width - 1) * WIDE
@@ -163,23 +168,38 @@ def _words(x: float, y: float, words: str, colour: str = FORWARD, size: int = 12
     return f'<text x="{x:g}" y="{y:g}" fill="{colour}" font-size="{size}">{escape(words)}</text>'
 
 
-def _wire(wire: Wire, points: list[tuple[float, float]]) -> list[str]:
+def _branch(points: list[Point], drawn: set[Point]) -> list[Point]:
+    """A wire from where it leaves those of the same value that are drawn already; now it is drawn as well."""
+    way = [points[0]]
+    corners = [0]
+    for (x, y), (to_x, to_y) in pairwise(points):
+        dx, dy = (to_x > x) - (to_x < x), (to_y > y) - (to_y < y)
+        way += [(x + n * dx, y + n * dy) for n in range(1, abs(to_x - x) + abs(to_y - y) + 1)]
+        corners.append(len(way) - 1)
+    leaves = max(next((n for n, cell in enumerate(way) if cell not in drawn), 0) - 1, 0)
+    drawn.update(way)
+    return [way[leaves], *(way[n] for n in corners if n > leaves)]
+
+
+def _wire(wire: Wire, points: list[tuple[float, float]], is_branch: bool) -> list[str]:
     colour = DELAYED if wire.net.delay else FORWARD
     shape = f'<path d="{_rounded(points)}" fill="none" stroke="{colour}" stroke-width="1.3">'
     parts = [f"{shape}<title>{escape(wire.reads)}</title></path>"]
-    x, y = points[-1]
     tip = [(0, 0), (-7, -3.5), (-7, 3.5)] if wire.is_open else [(0, 0), (-3.5, 7), (3.5, 7)]
-    parts.append(_triangle(x, y, tip, colour))
+    parts.append(_triangle(*points[-1], tip, colour))
+    if is_branch:  # a dot, as in circuits: wires without one only cross
+        parts.append(f'<circle cx="{points[0][0]:g}" cy="{points[0][1]:g}" r="2.5" fill="{colour}"/>')
     if wire.has_error:
-        back = [(x + 4, y + (4 if 0 < n < len(points) - 1 else 0)) for n, (x, y) in enumerate(points)]
+        inside = range(0 if is_branch else 1, len(points) - 1)
+        back = [(x + 4, y + (4 if n in inside else 0)) for n, (x, y) in enumerate(points)]
         parts.append(f'<path d="{_rounded(back)}" fill="none" stroke="{ERROR}" stroke-dasharray="3 2"/>')
-        parts.append(_triangle(*back[0], [(0, 0), (-3, -6), (3, -6)], ERROR))
-    if wire.is_cut:
-        (a, y), (b, _) = next((p, q) for p, q in reversed(list(pairwise(points))) if p[1] == q[1] and p != q)
-        x = a + (WIDE if b > a else -WIDE)
-        cross = f"M{x - 4:g} {y - 4:g}l8 8M{x - 4:g} {y + 4:g}l8 -8"
-        parts.append(f'<path d="{cross}" stroke="{ERROR}" stroke-width="2"/>')
+        if not is_branch:
+            parts.append(_triangle(*back[0], [(0, 0), (-3, -6), (3, -6)], ERROR))
     return parts
+
+
+def _cross(x: float, y: float) -> str:
+    return f'<path d="M{x - 4:g} {y - 4:g}l8 8M{x - 4:g} {y + 4:g}l8 -8" stroke="{ERROR}" stroke-width="2"/>'
 
 
 def _triangle(x: float, y: float, tip: Sequence[tuple[float, float]], colour: str) -> str:

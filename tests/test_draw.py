@@ -134,6 +134,17 @@ def test_every_edge_and_every_error_is_drawn():
     assert sorted(mark.text for mark in copies.marks) == ["0"] * 5
 
 
+def test_svg_draws_what_wires_share_once():
+    """Four gates read x and h: along one line with a dot at each branch, and not four times over one another."""
+    root = ET.fromstring(rnn.draw(lstm(), steps=1).svg())
+    ns = "{http://www.w3.org/2000/svg}"
+    dots = [circle for circle in root.iter(ns + "circle") if circle.get("r") == "2.5"]
+    # In each picture x and the delayed h go to four gates: three branches each.
+    assert len(dots) == 2 * 3 * 2
+    starts = [path.get("d").split("L")[0] for path in root.iter(ns + "path") if path.find(ns + "title") is not None]
+    assert len(starts) == len(set(starts)) == 2 * 14 + 2
+
+
 def test_svg_has_a_box_per_copy_and_one_colour_per_weights():
     drawing = rnn.draw(lstm(), steps=3)
     root = ET.fromstring(drawing.svg())
