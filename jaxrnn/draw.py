@@ -13,8 +13,8 @@ from jaxrnn.types import Cell
 from jaxrnn.unrolled import Unrolled, unrolled
 
 
-def draw(net: Cell | Unrolled, steps: int = 3) -> Drawing:
-    """A graph's picture: on the left as stated, with its cycles, on the right unrolled over some steps.
+def draw(net: Cell | Unrolled, steps: int | None = None) -> Drawing:
+    """A graph's picture: on the left as stated, with its cycles, on the right unrolled over `steps` steps (3).
 
         print(draw(net))                     text for the terminal
         draw(net, steps=5).save("net.svg")   or "net.dot", or "net.txt"; a notebook shows a Drawing as it is
@@ -27,9 +27,14 @@ def draw(net: Cell | Unrolled, steps: int = 3) -> Drawing:
     Red dashed lines are the errors that flow back, from each copy to those that it read.
     `net` may be `unrolled(net, steps).truncated(segment)`: then a red cross marks the edges on which
     no error comes back.
-    Raises: TypeError for what was not made by `graph`, ValueError for steps below 1.
+    Raises: TypeError for what was not made by `graph`; ValueError for steps below 1, or other than
+    those of a net that is unrolled already.
     """
-    return Drawing(net if isinstance(net, Unrolled) else unrolled(net, steps))
+    if not isinstance(net, Unrolled):
+        return Drawing(unrolled(net, 3 if steps is None else steps))
+    if steps not in (None, net.steps):
+        raise ValueError(f"draw: net is unrolled over {net.steps} steps already, got steps={steps}; leave steps out")
+    return Drawing(net)
 
 
 @dataclass(frozen=True, eq=False)

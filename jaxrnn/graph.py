@@ -55,7 +55,8 @@ def graph(
     whose start is not stated; only its shape and dtype count, and its gradient is zero, unless it is
     "learned". State: GraphState, exactly the delayed values (as many as the longest delay of each)
     and the states of recurrent vertices. The step's key is split into one per vertex.
-    Cost: the sum of the vertices'. `init` traces each vertex a few times.
+    Cost: the sum of the vertices'; a delay of d steps carries d arrays from step to step. `init` traces
+    each vertex a few times.
     Limits: a delayed value that holds integers, or that depends on nothing but itself, needs a stated
     start, as in `prev("token", start=jnp.int32(0))`.
     Raises: TypeError or ValueError at construction for names that do not exist, vertices that the

@@ -151,7 +151,9 @@ class Unrolled:
                 x_v = combined(self.graph.vertices[name], read)
                 cell = self.graph.vertices[name].cell
                 inner[name, t], values[name, t] = cell.step(weights[name, t], own, x_v, key=keys[t][name])
-            ys.append(self.graph.result({name: value for (name, at), value in values.items() if at == t}))
+            ys.append(
+                self.graph.result({name: values[name, t] for name in (*self.graph.input_names, *self.graph.order)})
+            )
         return self.last_state(values, inner), jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
     def begun(self, weights: Mapping[Copy, Params], key: Key | None) -> dict[Copy, Params]:

@@ -1,6 +1,6 @@
 """How a graph is stated: vertices, their sources, delays; and the errors in what was stated.
 
-Nothing here computes: names, edges and orders only.
+Names, edges and orders only; what flows along the edges is the business of `graph` and `unrolled`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxrnn.types import Cell, Tree
 START = "start"  # where a graph's parameters keep the delayed values before the first step; no vertex's name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prev:
     """A delayed source; made by `prev`."""
 

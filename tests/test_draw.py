@@ -210,3 +210,5 @@ def test_errors(tmp_path):
         rnn.draw(rnn.elman(3))
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
         rnn.draw(elman(), steps=0)
+    with pytest.raises(ValueError, match="net is unrolled over 2 steps already, got steps=3; leave steps out"):
+        rnn.draw(rnn.unrolled(elman(), 2), steps=3)

@@ -1,5 +1,6 @@
 """Graphs as cells: what they equal, how they fission, and what is said of wrong ones."""
 
+import itertools
 import math
 import re
 
@@ -542,6 +543,23 @@ def test_shapes_of_delayed_values_are_found(name):
             assert state.delayed["h"][0].shape == (*dims, *feature)
             out, _ = net.step(params, state, jnp.broadcast_to(x, (*dims, *x.shape[len(batch) :])))
             assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, state)
+
+
+def test_graphs_in_graphs_are_not_traced_over_and_over():
+    """Each level costs three traces of what is within: one with a guess, one without, one for the parameters."""
+    calls = []
+
+    def nested(depth):
+        if depth == 0:
+            return rnn.stack(rnn.lift(lambda x: calls.append(1) or jnp.tanh(x)), rnn.layer(nn.Dense(4)))
+        return rnn.graph({"h": (nn.Dense(4), ["x", prev("h")]), "in": (nested(depth - 1), ["h", prev("in")])}, "in")
+
+    counts = []
+    for depth in (1, 2, 3, 4):
+        calls.clear()
+        jax.eval_shape(nested(depth).init, jax.random.key(0), jnp.zeros((2, 3)))
+        counts.append(len(calls))
+    assert all(after <= 3.5 * before for before, after in itertools.pairwise(counts)), counts
 
 
 # --- errors -------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def drawings(draw):
     return drawing
 
 
+@pytest.mark.slow
 @given(drawing=drawings(), scan=st.sampled_from([jax.lax.scan, rnn.scan, rnn.checkpointed(2)]), seed=st.integers(0, 99))
 @FEW
 def test_a_random_graph_equals_its_unrolled_graph(drawing, scan, seed):
