@@ -112,6 +112,7 @@ class Graph(Wiring):
         return GraphState(delayed, inner), self.result(values)
 
     def begin(self, params: Params, key: Key) -> Params:
+        self.check_params(params)
         keys = self.keys(key)
         return params | {name: v.cell.begin(params[name], keys[name]) for name, v in self.vertices.items()}
 

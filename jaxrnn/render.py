@@ -110,17 +110,16 @@ def svg(panels: Sequence[Panel], fills: Mapping[str, str], thick: Sequence[str])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{x}" height="{height}" viewBox="0 0 {x} {height}" '
         f'font-family="DejaVu Sans Mono, monospace" font-size="12" text-anchor="middle">\n'
-        f'<rect width="{x}" height="{height}" fill="#ffffff"/>\n' + "\n".join([*parts, _legend(height)]) + "\n</svg>\n"
+        f'<rect width="{x}" height="{height}" fill="#ffffff"/>\n'
+        + "\n".join([*parts, _legend(height, any(panel.cuts for panel in panels))])
+        + "\n</svg>\n"
     )
 
 
-def _legend(height: int) -> str:
-    says = {
-        "same step": FORWARD,
-        "delayed": DELAYED,
-        "error, flowing back": ERROR,
-        "one colour: shared weights": FORWARD,
-    }
+def _legend(height: int, has_cuts: bool) -> str:
+    says = {"same step": FORWARD, "delayed": DELAYED, "error, flowing back": ERROR}
+    says |= {"cross: no error comes back": ERROR} if has_cuts else {}
+    says |= {"one colour: shared weights": FORWARD}
     words = "  ·  ".join(f'<tspan fill="{colour}">{words}</tspan>' for words, colour in says.items())
     place = f'x="{3 * WIDE}" y="{height - HIGH}" font-size="11" text-anchor="start"'
     return f'<text {place} xml:space="preserve">{words}</text>'
