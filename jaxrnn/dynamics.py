@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,8 @@ def lyapunov(
     for n numbers in one example's state. No memory but k states. `every` above 1 saves time as long as
     the directions do not become parallel, or overflow, in so many steps.
     Limits: the cell runs without a key, as in evaluation; no lengths or resets: give each sequence
-    alone. -inf where the Jacobian lost rank, as with units that are off.
+    alone. Where the Jacobian loses rank, as with units that are off, an exponent is -inf, or what rounding
+    makes of it; neither it nor those after it say more than that.
     Raises: ValueError for more exponents than the state has numbers, `skip` outside 0..T-1, `every` or
     `exponents` below 1, or a state without floating-point leaves; what `unroll` raises.
     Benettin et al. 1980; for recurrent nets Engelken, Wolf and Abbott 2023; Vogt et al. 2022.
@@ -61,7 +63,7 @@ def lyapunov(
     state = cell.initial_state(params, batch) if state is None else jax.tree.map(jnp.asarray, state)
     remedy = "start from cell.initial_state(params, batch_shape)"
     checks.same_type("lyapunov", "state", cell.initial_state(params, batch), state, remedy)
-    size = sum(leaf.size for leaf in float_leaves(state)) // max(1, _product(batch))
+    size = sum(math.prod(leaf.shape[len(batch) :]) for leaf in float_leaves(state))
     if exponents > size:
         raise ValueError(f"lyapunov: exponents must be at most {size}, the numbers in one state, got {exponents}")
 
@@ -70,13 +72,6 @@ def lyapunov(
     for _ in batch:
         one = jax.vmap(one, in_axes=(0, 1))
     return one(state, jax.tree.map(jnp.asarray, xs))
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
 
 
 def _exponents(step: Any, state: State, xs: Tree, *, exponents: int, every: int, skip: int) -> jax.Array:

@@ -46,10 +46,18 @@ assert "no error comes back" in pathlib.Path("net.svg").read_text()
 }
 
 
-@pytest.mark.parametrize("title", CHECKS)
+EXAMPLES = {
+    "Gradients in every copy": """
+whole = jax.grad(lambda p: loss(*rnn.unroll(net, p, xs)))(params)
+assert copies["W"].shape == (100, 32, 96) and jnp.allclose(copies["W"].sum(axis=0), whole["W"], atol=1e-6)
+""",
+}
+
+
+@pytest.mark.parametrize("title", [*CHECKS, *EXAMPLES])
 def test_the_tour_runs_as_printed(title, tmp_path):
     script = tmp_path / "tour.py"
-    script.write_text(IMPORTS + section(title) + CHECKS[title])
+    script.write_text(IMPORTS + section(title) + (CHECKS | EXAMPLES)[title])
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
