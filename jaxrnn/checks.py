@@ -22,11 +22,8 @@ def describe(leaf: Any) -> str:
 
 
 def describe_tree(tree: Tree) -> str:
-    """`float32[3,4]`, or the same for each leaf within a structure."""
-    leaves, structure = jax.tree.flatten(tree)
-    if jax.tree_util.treedef_is_leaf(structure):
-        return describe(tree)
-    return str(jax.tree.unflatten(structure, [describe(leaf) for leaf in leaves]))
+    """`float32[3,4]`, or `(float32[3,4], int32[3])`: the same for each leaf within a structure."""
+    return str(jax.tree.map(describe, tree)).replace("'", "")
 
 
 def leaf_name(what: str, path: Any) -> str:

@@ -15,6 +15,8 @@ from jaxrnn.wiring import START, Prev, Source, Wiring, blaming, combined
 
 
 class GraphState(NamedTuple):
+    """The state of a graph: what its delayed edges read, and its recurrent vertices' own."""
+
     delayed: dict[str, tuple[Tree, ...]]  # by name, the values of the last steps, the latest first
     inner: dict[str, State]  # by vertex, its cell's own state; () where it has none
 

@@ -61,14 +61,21 @@ def _cyclic(frame: Frame) -> Panel:
     boxes = [Box(name, name, *place) for name, place in frame.boxes.items()]
     wires = [Wire(way, Net(a), (a, 0), f"{b} reads {a}") for (a, b), way in frame.now.items()]
     marks = []
+    levels = {ys[0] for ys in frame.outwards.values()} | {way[0][1] for way in frame.inwards.values()}
     for (net, target), way in frame.inwards.items():
         x, y_out = frame.gutter[net], frame.outwards[net][0]
         around = [frame.out[net], (frame.out[net][0], y_out), (x, y_out), (x, way[0][1]), *way]
         wires.append(Wire(around, net, (net.source, 0), f"{target} reads {_earlier(net)}"))
-        marks.append(Mark(x, (y_out + way[0][1]) // 2, str(net.delay)))
+        marks.append(Mark(x, _between(y_out, way[0][1], levels), str(net.delay)))
     marks = list({mark[0]: mark for mark in marks}.values())  # one on each gutter's wire
     right = max([frame.width, *(x + 1 for x in frame.gutter.values())])
     return Panel("as stated", boxes, wires, marks, [], [], 0, right, frame.height)
+
+
+def _between(a: int, b: int, levels: set[int]) -> int:
+    """The height nearest to the middle at which no other wire crosses, if there is one."""
+    heights = range(min(a, b) + 1, max(a, b)) or range(a, a + 1)
+    return min(heights, key=lambda y: (y in levels, abs(2 * y - a - b)))
 
 
 def _earlier(net: Net) -> str:
