@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from jax import lax
 
 from jaxrnn import checks
 from jaxrnn.gradients import Loss, float_leaves, is_float, leaf_norms, observed, wide
+from jaxrnn.graph import Graph
 from jaxrnn.types import Cell, Key, Params, Scan, State, Tree
 from jaxrnn.unroll import prepared
 
@@ -25,8 +28,8 @@ class Flow(NamedTuple):
     rate: jax.Array  # the factor per step of the line fitted to log by_lag
     state: Tree  # like the state, leaves [T]: the norm of each leaf
     copies: Tree  # like the params, leaves [T]: the norm of the gradient of each copy of each weight
-    bad_values: dict[str, jax.Array]  # by leaf of state and y: the first step at which it holds a NaN or Inf, or -1
-    bad_gradients: dict[str, jax.Array]  # by leaf of state and params: the first on the way back, or -1
+    bad_values: dict[str, jax.Array]  # by leaf of state and y: the first step with a NaN or Inf, -1 for none
+    bad_gradients: dict[str, jax.Array]  # by leaf of state and params: the same on the way back
 
     def __str__(self) -> str:
         sizes = np.asarray(self.by_lag)
@@ -64,8 +67,9 @@ def gradient_flow(
     does not pass through the carried state and is not in it. With a loss on the last state or output,
     by_lag is the error's spectrum by lag: rate below 1 vanishes, above 1 explodes.
     Shapes: see `Flow`. Norms are Euclidean, over the whole batch; for each example put `jax.vmap`
-    around. Leaves are named by their path, so those of a graph by their vertex. "First" means in the
-    order in which the steps run: from the loss back for gradients.
+    around. Leaves are named by their path; of a graph (as it came from `graph`) bad_values has every
+    vertex and input, `value['name']`, in place of y. "First" means in the order in which the steps
+    run, and from the loss back for gradients.
 
     Cost: one gradient as in `copy_gradients`, under `scan` (`checkpointed()` unless another is given).
     Limits: as `copy_gradients`. Norms below the smallest normal number of their dtype count as zero;
@@ -73,7 +77,8 @@ def gradient_flow(
     Raises: ValueError for a sequence without steps or a state without floating-point leaves, and what
     `copy_gradients` raises. Hochreiter 1991; Bengio et al. 1994; Pascanu et al. 2013.
     """
-    loop = prepared(cell, params, xs, state, lengths=lengths, resets=resets, key=key)
+    visible, output, what = _opened(cell)
+    loop = prepared(visible, params, xs, state, lengths=lengths, resets=resets, key=key)
     if loop.steps == 0 or not float_leaves(loop.state):
         missing = "xs has no steps" if loop.steps == 0 else "the cell's state has no floating-point leaf"
         raise ValueError(f"gradient_flow: {missing}, so no error flows through time; give a recurrent cell and T >= 1")
@@ -84,7 +89,8 @@ def gradient_flow(
         params,
         of_copy=leaf_norms,
         of_state=leaf_norms,
-        of_forward=_finite,
+        of_forward=lambda state, y: _finite({"state": state, what: y}),
+        output=output,
         scan=scan,
         reverse=reverse,
     )
@@ -128,10 +134,19 @@ def _together(states: Tree) -> jax.Array:
     return jax.vmap(leaf_norms)(each)
 
 
-def _finite(state: State, y: Tree) -> Tree:
+def _opened(cell: Cell) -> tuple[Cell, Callable[[Tree], Tree], str]:
+    """A graph with the value of every vertex for its output; how to make its own output of them; and their name."""
+    graph = getattr(cell.step, "__self__", None) if isinstance(cell, Cell) else None
+    if not isinstance(graph, Graph):
+        return cell, lambda y: y, "y"
+    names = (*graph.input_names, *graph.vertices)
+    return replace(graph, output=dict(zip(names, names, strict=True))).cell, graph.result, "value"
+
+
+def _finite(tree: Tree) -> Tree:
     """For each leaf, whether all of it is finite."""
     whole = lambda leaf: jnp.all(jnp.isfinite(leaf)) if is_float(leaf) else jnp.ones((), jnp.bool_)
-    return lax.stop_gradient(jax.tree.map(whole, {"state": state, "y": y}))
+    return lax.stop_gradient(jax.tree.map(whole, tree))
 
 
 def _first_bad(finite: dict[str, Tree], *, last_first: bool) -> dict[str, jax.Array]:

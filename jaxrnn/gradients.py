@@ -140,12 +140,15 @@ def observed(
     of_copy: Measure | None = None,
     of_state: Measure | None = None,
     of_forward: Callable[[State, Tree], Tree] = lambda state, y: (),
+    output: Callable[[Tree], Tree] = lambda y: y,
     scan: Scan | None,
     reverse: bool,
 ) -> tuple[tuple[Tree, Tree], Tree]:
     """What is asked for at every step, stacked over time, from one forward and one backward pass.
 
     ((of_copy(dL / d params[t]), of_state(dL / d state after step t)), of_forward(state after step t, y_t))
+
+    `loss` sees output(y_t) for y_t.
     """
 
     def body(state: State, x_first_slots: Tree) -> tuple[State, Tree]:
@@ -154,7 +157,7 @@ def observed(
         state = jax.tree.map(partial(jnp.where, is_first), loop.start(copy), state)
         state, y = loop.step(copy, state, x)
         seen = of_forward(state, y)
-        return (watched(state, state_slot, of_state) if of_state is not None else state), (y, seen)
+        return (watched(state, state_slot, of_state) if of_state is not None else state), (output(y), seen)
 
     def total(slots: Tree) -> tuple[jax.Array, Tree]:
         is_first = jnp.arange(loop.steps) == (loop.steps - 1 if reverse else 0)

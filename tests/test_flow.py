@@ -131,8 +131,9 @@ def test_a_nan_on_the_way_forward_is_found_where_it_arises():
         params = net.init(jax.random.key(0), xs[0])
         flow = rnn.gradient_flow(lambda s, ys: jnp.sum(ys["h"] + jnp.sum(ys["clean"])), net, params, xs)
     bad = {name: int(t) for name, t in flow.bad_values.items() if t != -1}
-    assert bad == {"state.inner['h']": 3, "y['h']": 3}
-    assert "state.inner['h'] at step 3" in str(flow) and "clean" not in str(flow)
+    assert bad == {"value['ratio']": 3, "value['h']": 3, "state.inner['h']": 3}
+    assert {"value['x']", "value['a']", "value['clean']"} < flow.bad_values.keys()
+    assert "value['ratio'] at step 3" in str(flow) and "clean" not in str(flow)
     assert {name.split("['")[1].split("']")[0] for name, t in flow.bad_gradients.items() if t != -1} == {"a", "h"}
 
 
@@ -155,6 +156,31 @@ def test_a_gradient_that_breaks_on_the_way_back_is_found(reverse):
     at = 5 if reverse else 2
     assert place == {"state['roots']": -1, "state['sum']": at, "params['w']": at}
     assert not np.isfinite(flow.rate) or float(flow.rate) >= 0
+
+
+def test_a_graph_that_is_looked_into_flows_as_it_does(x64):
+    """The values shown for every vertex change nothing: the loss sees the graph's own output, lengths and all."""
+    dense = nn.Dense(H, dtype=jnp.float64, param_dtype=jnp.float64)
+    net = rnn.graph(
+        {"h": (rnn.stack(rnn.layer(dense), rnn.lift(jnp.tanh)), ["x", rnn.prev("h")]), "y": (dense, ["h", "x"])},
+        output=("y", "x"),
+    )
+    xs = sequence(1, (T, B), jnp.float64)
+    params = net.init(jax.random.key(0), xs[0])
+    hidden = rnn.Cell(net.init, net.initial_state, lambda *a, **k: net.step(*a, **k), net.begin)
+    given = {"lengths": jnp.array([3, 5]), "reverse": True}
+    opened = rnn.gradient_flow(scalar, net, params, xs, **given)
+    plain = rnn.gradient_flow(scalar, hidden, params, xs, **given)
+    assert_close(opened[:5], plain[:5], 1e-12)
+    assert {"y[0]", "y[1]"} < plain.bad_values.keys() and {"value['y']", "value['h']"} < opened.bad_values.keys()
+
+
+def test_vmap_gives_the_flow_of_each_example(x64):
+    cell, params, xs, _ = problem("lstm", "float64")
+    each = jax.vmap(lambda xs: rnn.gradient_flow(scalar, cell, params, xs), in_axes=1)(xs)
+    for b in range(B):
+        alone = rnn.gradient_flow(scalar, cell, params, xs[:, b])
+        assert_close(jax.tree.map(lambda a, b=b: a[b], each), alone, 1e-10)
 
 
 def test_no_flow_without_state_or_steps():

@@ -120,6 +120,13 @@ def test_weights_that_are_no_numbers_have_no_gradient():
     assert norms["n"].tolist() == [0, 0, 0, 0] and norms["w"].tolist() == [0, 3, 6, 9]
 
 
+def test_weights_may_be_plain_numbers():
+    step = lambda p, s, x, key=None: ((s := s + p["w"] * x), s)
+    cell = rnn.Cell(lambda key, x: {"w": 1.0}, lambda p, batch: jnp.zeros(batch), step)
+    got = rnn.copy_gradients(lambda s, ys: s, cell, {"w": 2.0}, jnp.arange(4.0), measure=rnn.leaf_norms)
+    assert got["w"].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_copies_have_the_weights_dtype(dtype):
     cell, params, xs, _ = problem("lstm", dtype)
