@@ -206,6 +206,8 @@ def trained(config: Config, task_name: str, delay: int, net_name: str) -> dict[s
         final = jaxrnn.fit(loss, params, batches, steps=config.steps, optimizer=optimizer, key=key, progress=False)
         error = jax.jit(loss)(final.params, tested, None)
         row |= {"error": float(error), "trained": measure(final.params)}
+    except jaxrnn.Interrupted as stopped:
+        raise jaxrnn.Interrupted(f"{stopped} of this net; start again to go on after the nets that are done") from None
     except FloatingPointError as error:
         row |= {"error": math.inf, "note": str(error).split(";")[0]}
     return row | {"seconds": round(time.perf_counter() - started, 1)}
