@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import functools
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -295,12 +296,14 @@ def draw_gradients(rows: list[dict[str, Any]], config: Config, what: str) -> Any
         for axes, when in zip(panels, ("start", "trained"), strict=True):
             mine = [row for row in rows if (row["task"], row["delay"]) == (task, delay) and row[when]]
             for row in mine:
-                axes.plot(row[when][what], "o-" if what == "lyapunov" else "-", ms=3, label=row["net"])
+                values = row[when][what]
+                if what == "lyapunov":  # after a direction that is lost (a unit that is off) there is only rounding
+                    values = list(itertools.takewhile(lambda value: value > -2, values))
+                axes.plot(values, "o-" if what == "lyapunov" else "-", ms=3, label=row["net"])
             moment = "at the start" if when == "start" else f"after {config.steps} steps"
             axes.set(xlabel=LABELS[what][0], ylabel=LABELS[what][1], title=f"{task}, delay {delay}, {moment}")
             if what == "lyapunov":
                 axes.axhline(0, color="gray", ls=":", lw=1)
-                axes.set_ylim(bottom=max(axes.get_ylim()[0], -2))  # further down are units that are off
             else:
                 axes.set_yscale("log", nonpositive="mask")
                 axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST))
