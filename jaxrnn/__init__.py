@@ -2,8 +2,13 @@
 
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, lstm, mgu
 from jaxrnn.compose import dropout, residual, stack, with_loss, zoneout
+from jaxrnn.draw import draw
+from jaxrnn.dynamics import lyapunov
 from jaxrnn.explain import Explanation, explain
+from jaxrnn.flow import Flow, decay_rate, gradient_flow
 from jaxrnn.generate import generate, greedy, temperature, top_k
+from jaxrnn.gradients import copy_gradients, leaf_norms
+from jaxrnn.graph import GraphState, graph
 from jaxrnn.guards import masked, resettable
 from jaxrnn.layers import layer, lift, recurrent
 from jaxrnn.losses import bits_per_character, cross_entropy, reduced
@@ -24,10 +29,14 @@ from jaxrnn.streams import Streams
 from jaxrnn.train import Interrupted, TrainState, adam, create, fit, make_train_step
 from jaxrnn.types import Cell, Scan
 from jaxrnn.unroll import unroll
+from jaxrnn.unrolled import unrolled
+from jaxrnn.wiring import prev
 
 __all__ = [
     "Cell",
     "Explanation",
+    "Flow",
+    "GraphState",
     "Interrupted",
     "LSTMState",
     "Plans",
@@ -39,8 +48,11 @@ __all__ = [
     "adam",
     "bits_per_character",
     "checkpointed",
+    "copy_gradients",
     "create",
     "cross_entropy",
+    "decay_rate",
+    "draw",
     "dropout",
     "elman",
     "explain",
@@ -48,6 +60,8 @@ __all__ = [
     "fit",
     "flops",
     "generate",
+    "gradient_flow",
+    "graph",
     "greedy",
     "gru",
     "ind_rnn",
@@ -55,13 +69,16 @@ __all__ = [
     "jordan",
     "kept_per_step",
     "layer",
+    "leaf_norms",
     "lift",
     "lstm",
+    "lyapunov",
     "make_train_step",
     "masked",
     "memory_free",
     "mgu",
     "plan",
+    "prev",
     "python_loop",
     "read_config",
     "read_metrics",
@@ -78,6 +95,7 @@ __all__ = [
     "top_k",
     "truncated",
     "unroll",
+    "unrolled",
     "with_loss",
     "within",
     "zoneout",

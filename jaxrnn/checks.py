@@ -21,6 +21,11 @@ def describe(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]"
 
 
+def describe_tree(tree: Tree) -> str:
+    """`float32[3,4]`, or `(float32[3,4], int32[3])`: the same for each leaf within a structure."""
+    return str(jax.tree.map(describe, tree)).replace("'", "")
+
+
 def leaf_name(what: str, path: Any) -> str:
     """`state['h']`, `xs[0]`; just `what` for a bare array."""
     return what + jax.tree_util.keystr(path)

@@ -34,7 +34,7 @@ def same_shapes(a: Tree, b: Tree) -> bool:
     return bool(jax.tree.map(shape, a) == jax.tree.map(shape, b))
 
 
-def _one_step(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> tuple[State, State, Tree]:
+def one_step(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> tuple[State, State, Tree]:
     """The structs of (state before, state after, y) for one step of a batch of this shape, run with a key."""
 
     def run(params: Params, x: Tree) -> tuple[State, State, Tree]:
@@ -51,7 +51,7 @@ def fits(cell: Cell, params: Params, x: Tree, batch: tuple[int, ...]) -> bool:
     try:
         # With too few batch dimensions a step broadcasts or fails; both mean no.
         with jax.numpy_rank_promotion("allow"):
-            state, state_out, _ = _one_step(cell, params, x, batch)
+            state, state_out, _ = one_step(cell, params, x, batch)
     except Exception:  # noqa: BLE001  whatever a user's step raises
         return False
     return same_shapes(state, state_out)
@@ -70,7 +70,7 @@ def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, .
         if fits(cell, params, x, leading[:k]):
             return leading[:k]
     # If the step itself fails, let it say why, with all dimensions but the last as batch, as is most usual.
-    _one_step(cell, params, x, leading[:-1])
+    one_step(cell, params, x, leading[:-1])
     raise ValueError(
         f"{where}: no batch shape makes the step keep its state's shape for an input x of "
         f"{[checks.describe(leaf) for leaf in leaves]}; check that the step returns (state, y), "
@@ -80,4 +80,4 @@ def batch_shape(where: str, cell: Cell, params: Params, x: Tree) -> tuple[int, .
 
 def output(where: str, cell: Cell, params: Params, x: Tree) -> Tree:
     """The struct of y for one step's input x."""
-    return _one_step(cell, params, x, batch_shape(where, cell, params, x))[2]
+    return one_step(cell, params, x, batch_shape(where, cell, params, x))[2]

@@ -82,8 +82,30 @@ def _normal_form(result: Any, carries: bool) -> tuple[jax.Array, tuple[State, Me
     return loss, (carry, dict(metrics))
 
 
+def _averaged(grads: Tree, copies: Any, batch: Tree) -> Tree:
+    """Each weight's gradient divided by the number of its copies."""
+    counts = copies(batch) if callable(copies) else copies
+    if counts is None:
+        try:
+            counts = checks.steps("make_train_step", batch, name="batch")
+        except ValueError as error:
+            remedy = "or say how many copies of the weights there are: copies=T, or copies=lambda batch: ..."
+            raise ValueError(f'{error}; combine="mean" takes T from the batch. Give it so, {remedy}') from None
+    try:
+        counts = jax.tree.broadcast(counts, grads)
+    except ValueError as error:
+        raise ValueError(
+            "make_train_step: copies should be a number of steps, or numbers in the structure of params "
+            f"(or of its upper levels), e.g. {{'net': T, 'readout': 1}}; {error}"
+        ) from None
+    known = [n for n in jax.tree.leaves(counts) if checks.is_known(n)]
+    if not all(checks.number(n) >= 1 for n in known):
+        raise ValueError(f"make_train_step: copies must be numbers of at least 1, got {copies if known else counts}")
+    return jax.tree.map(lambda g, n: g / jnp.asarray(n, g.dtype), grads, counts)
+
+
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, combine: str = "sum", copies: Any = None
 ) -> Callable[[TrainState, Tree], tuple[TrainState, Metrics]]:
     """One jitted step: gradient, update, and the carry for the next window.
 
@@ -93,8 +115,20 @@ def make_train_step(
     The gradient does not flow into the carry it was given: that is truncated BPTT, the window being
     the reach. The state's buffers are donated (reused for the result), so keep only the new one.
     Metrics are those of loss_fn with "loss" and "grad_norm" added. Cost: one value and gradient.
-    Raises: ValueError where the carry comes back with another structure, shape or dtype.
+
+    An unrolled net has a copy of its weights per step, and their gradients add up: `combine="sum"`.
+    `combine="mean"` divides each weight's gradient by the number of its copies, which is T, the leading
+    dimension that all arrays of the (time-major) batch share; or else `copies`: a number, numbers in
+    the structure of params (`{"net": T, "readout": 1}` for a readout of the last state alone), or a
+    function of the batch that gives either. With plain SGD the mean at rate T r is the sum at rate r;
+    with T that varies, long sequences weigh no more than short ones. Adam scales each gradient to its
+    own size, so the mean changes little for it but what a clipped norm is compared with.
+    Raises: ValueError where the carry comes back with another structure, shape or dtype, for an unknown
+    combine, and for combine="mean" where T cannot be told from the batch or `copies` fits no params.
     """
+    mean = checks.one_of("make_train_step", "combine", combine, ("sum", "mean")) == "mean"
+    if copies is not None and not mean:
+        raise ValueError('make_train_step: copies only matter to combine="mean"; leave copies out, or ask for the mean')
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -106,6 +140,7 @@ def make_train_step(
 
         (loss, (carry, metrics)), grads = jax.value_and_grad(loss_and_more, has_aux=True)(state.params)
         checks.same_type("train step", "carry", state.carry, carry, "return the carry in the type in which it came")
+        grads = _averaged(grads, copies, batch) if mean else grads
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -123,6 +158,8 @@ def fit(
     optimizer: optax.GradientTransformation,
     key: Key,
     carry: State | None = None,
+    combine: str = "sum",
+    copies: Any = None,
     run: Run | str | os.PathLike[str] | None = None,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
@@ -141,6 +178,7 @@ def fit(
     `run`, a folder or a `Run`, receives metrics.jsonl and a checkpoint every `save_every` steps and
     at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end.
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
+    `combine` and `copies`: see `make_train_step`.
     A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
 
     Cost: the train step; one batch is fetched while the previous step runs.
@@ -157,6 +195,7 @@ def fit(
             f"fit: batches must be a function of the step's number, got {type(batches).__name__}; "
             "for a list: lambda step: batches[step % len(batches)]"
         )
+    train_step = make_train_step(loss_fn, optimizer, combine=combine, copies=copies)
     with contextlib.ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(Run(run))
@@ -171,7 +210,6 @@ def fit(
         show = stack.enter_context(_reporter(done, steps, progress))
         diary = _Diary(run, show, evaluate, steps, log_every, save_every, evaluate_every or steps)
         stop_asked = stack.enter_context(_stop_signal())
-        train_step = make_train_step(loss_fn, optimizer)
 
         batch = batches(done) if done < steps else None
         for step in range(done + 1, steps + 1):

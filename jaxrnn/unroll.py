@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +56,35 @@ def unroll(
     known), resets that are not boolean [T, *B], outputs that is neither True nor False, or a cell or
     scan that is none.
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"unroll: cell must be a Cell, got {type(cell).__name__}; see layer, recurrent and lift")
     checks.a_scan("unroll", "scan", scan)
     checks.one_of("unroll", "outputs", outputs, (True, False))
+    loop = prepared(cell, params, xs, state, lengths=lengths, resets=resets, key=key)
+
+    def body(state: State, x: Tree) -> tuple[State, Tree]:
+        state, y = loop.step(loop.begun, state, x)
+        return state, y if outputs else ()
+
+    return scan(body, loop.state, loop.xs, length=loop.steps, reverse=reverse)
+
+
+class Prepared(NamedTuple):
+    """The loop of `unroll`, checked and ready for a scan, with the parameters of its step still open."""
+
+    begin: Callable[[Params], Params]  # params -> params with what is drawn for the whole sequence
+    begun: Params  # the given ones, begun
+    step: Callable[[Params, State, Tree], tuple[State, Tree]]  # (begun params, state, x) -> (state, y)
+    start: Callable[[Params], State]  # begun params -> the first state, or the one that was given
+    state: State  # that of the given params
+    xs: Tree  # [T, ...]: the inputs, and what else a step reads
+    steps: int
+
+
+def prepared(
+    cell: Cell, params: Params, xs: Tree, state: State | None, *, lengths: Any, resets: Any, key: Key | None
+) -> Prepared:
+    """What `unroll` does before its loop."""
+    if not isinstance(cell, Cell):
+        raise TypeError(f"unroll: cell must be a Cell, got {type(cell).__name__}; see layer, recurrent and lift")
     if not jax.tree.leaves(xs):
         raise ValueError("unroll: xs has no arrays; a cell needs an input at every step, [T, *B, ...]")
     steps = checks.steps("unroll", xs)
@@ -73,22 +99,28 @@ def unroll(
     key_t = None
     if key is not None:
         k_begin, k_steps = jax.random.split(key)
-        params = cell.begin(params, k_begin)
         key_t = jax.vmap(lambda t: jax.random.fold_in(k_steps, t))(jnp.arange(steps, dtype=jnp.uint32))
-    state = _first_state(cell, params, x, shapes.first_step(key_t), state, batch)
 
+    def begin(params: Params) -> Params:
+        return params if key is None else cell.begin(params, k_begin)
+
+    def start(begun: Params) -> State:
+        return first if batch is None or state is not None else cell.initial_state(begun, batch)
+
+    begun = begin(params)
+    first = _first_state(cell, begun, x, shapes.first_step(key_t), state, batch)
+    guarded = cell
     if resets is not None:
-        cell, xs = resettable(cell), (xs, resets)
+        guarded, xs = resettable(guarded), (xs, resets)
     if lengths is not None:
         # The mask is made from t inside the loop: nothing of size T * B exists on its account.
-        cell, xs = masked(cell, live=lambda t: t < lengths), (xs, jnp.arange(steps, dtype=jnp.int32))
+        guarded, xs = masked(guarded, live=lambda t: t < lengths), (xs, jnp.arange(steps, dtype=jnp.int32))
 
-    def body(state: State, x_and_key: tuple[Tree, Key | None]) -> tuple[State, Tree]:
+    def step(begun: Params, state: State, x_and_key: tuple[Tree, Key | None]) -> tuple[State, Tree]:
         x, key = x_and_key
-        state, y = cell.step(params, state, x, key=key)
-        return state, y if outputs else ()
+        return guarded.step(begun, state, x, key=key)
 
-    return scan(body, state, (xs, key_t), length=steps, reverse=reverse)
+    return Prepared(begin, begun, step, start, first, (xs, key_t), steps)
 
 
 def _batch_shape(

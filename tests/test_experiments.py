@@ -15,7 +15,7 @@ import pytest
 from jax import lax
 
 import jaxrnn as rnn
-from experiments import common, data, peers, speed
+from experiments import common, data, peers, speed, tasks, unrolling
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,7 +105,7 @@ def test_unknown_options_are_refused(arguments):
     assert code == 2 and err.strip()
 
 
-@pytest.mark.parametrize("experiment", ["char_lm", "memory_vs_compute", "speed"])
+@pytest.mark.parametrize("experiment", ["char_lm", "memory_vs_compute", "speed", "unrolling"])
 def test_help_says_what_it_does(experiment):
     code, out, _ = run(f"experiments.{experiment}", "--help")
     assert code == 0 and "--run" in out and "checkpoint" in out
@@ -178,6 +178,73 @@ def test_speed_of_a_whole_model(tmp_path):
     rows = table(tmp_path / "speed")
     assert {r["contender"] for r in rows} == {"lax.scan", "fissioned(3)", "by hand"}
     assert all(float(r["difference"]) < 1e-5 for r in rows)
+
+
+TINIER = "--delays 2 5 --nets tanh gru --size 6 --batch 4 --steps 2".split()
+
+
+def test_unrolling_draws_checks_trains_and_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run("experiments.unrolling", *TINIER, "--run", folder)
+    assert code == 0, err
+    assert out.count("scan and unrolled graph differ by") == 3 and "as stated" in out and "error left" in out
+    rows = table(folder)
+    wanted = [(t, d, n) for t in ("adding", "copy") for d in ("2", "5") for n in ("tanh", "gru")]
+    assert [(r["task"], r["delay"], r["net"]) for r in rows] == wanted
+    assert all(0 < float(r["error"]) < 100 for r in rows)
+    assert all((r["rate_start"] != "") == (r["lyapunov_trained"] != "") == (r["delay"] == "5") for r in rows)
+    for name in ("learning", "spectra", "copies", "exponents"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert all((folder / f"{name}.svg").read_text().startswith("<svg") for name in ("elman", "lstm", "gru"))
+    # Killed while it wrote the last net's line: the others keep even their seconds, the last one is trained again.
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-40])
+    assert run("experiments.unrolling", *TINIER, "--run", folder)[0] == 0
+    again = table(folder)
+    assert again[:-1] == rows[:-1] and again[-1]["error"] == rows[-1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--delays", "0"], "--delays, --size and --batch must be at least 1"),
+        (["--steps", "0"], "steps must be a whole number of at least 1, got 0"),
+        (["--run", "tests"], "is not a run folder"),
+    ],
+)
+def test_unrolling_says_what_is_wrong_in_one_sentence(arguments, complaint, tmp_path):
+    code, out, err = run("experiments.unrolling", *(["--run", tmp_path / "run"] + arguments))
+    assert code == 1, (out, err)
+    assert complaint in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_net_that_diverges_is_a_row_like_any_other(tmp_path, capsys):
+    given = {"tasks": ("adding",), "delays": (3,), "nets": ("relu",), "size": 4, "batch": 2, "steps": 4}
+    config = unrolling.Config(**given, plain_learning_rate=1e25)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        row = unrolling.trained(config, "adding", 3, "relu")
+    assert row["error"] == np.inf and row["note"].startswith("the loss of step") and not row["trained"]
+    unrolling.show([row], config, common.console())
+    assert "diverged" in capsys.readouterr().out and "inf" in unrolling.as_csv([row])
+    common.picture(tmp_path / "spectra.png", unrolling.draw_gradients([row], config, "spectrum"), columns=2)
+    common.picture(tmp_path / "learning.png", unrolling.draw_learning([row], config))
+
+
+def test_tasks_ask_for_what_was_shown():
+    (xs, sums), key = tasks.adding(jax.random.key(0), 500, 7), jax.random.key(1)
+    assert xs.shape == (17, 500, 2) and (xs[..., 1].sum(axis=0) == 2).all() and not xs[10:, :, 1].any()
+    np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(axis=0), sums, rtol=1e-6)
+    error = tasks.TASKS["adding"].error
+    assert float(error(np.ones((17, 500, 1), "f4"), sums)) == pytest.approx(1, abs=0.15)  # the mean as an answer
+    assert float(error(np.broadcast_to(sums[:, None], (17, 500, 1)), sums)) == 0
+    xs, symbols = tasks.copy(key, 50, 7)
+    read = np.asarray(xs.argmax(axis=-1))
+    assert read.shape == (13, 50) and (read[:3] == symbols).all() and (read[3:10] == 4).all() and (read[10:] == 5).all()
+    error = tasks.TASKS["copy"].error
+    assert float(error(np.zeros((13, 50, 4), "f4"), symbols)) == pytest.approx(1)  # a guess
+    right = np.zeros((13, 50, 4), "f4")
+    right[10:] = 50 * np.eye(4)[symbols]
+    assert float(error(right, symbols)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

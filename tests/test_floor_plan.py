@@ -10,7 +10,8 @@ types checks shapes cells.base cells.simple cells.gated cells layers compose gua
 scans.cost scans.segments scans.loops scans.checkpoint scans.truncate
 scans.jaxprs scans.partition scans.cut scans.tangents scans.deferral scans.fission
 scans.sums scans.schedule scans.scheduled scans.revolve scans.plan scans.within scans
-unroll generate losses streams store train measure explain
+unroll generate wiring tracing graph unrolled gradients flow dynamics losses streams store train measure explain
+layout panels render draw
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent
@@ -31,7 +32,12 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (n if _is_module(n) else node.module for n in names)
+            yield from (n if _is_module(n) and not _is_public(n, path) else node.module for n in names)
+
+
+def _is_public(dotted, path):
+    """Whether this is a public function, as seen from outside, though a module has the same name."""
+    return PACKAGE not in path.parents and dotted.removeprefix("jaxrnn.") in jaxrnn.__all__
 
 
 def _is_module(dotted):

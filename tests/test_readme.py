@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import pytest
+
+import jaxrnn as rnn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -13,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 
 def section(title):
     """The Python of a section, up to the next heading of its level."""
-    body = README.split(f"### {title}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    body = re.split(rf"\n###? {title}\n", README)[1].split("\n### ")[0].split("\n## ")[0]
     return "\n".join(re.findall(r"```python\n(.*?)```", body, re.S))
 
 
@@ -35,15 +38,33 @@ assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learne
 sizes = [rnn.temp_bytes(last_state(scan), weights) for scan in scans.values()]
 assert sizes[0] > 5 * sizes[1] and sizes[1] >= sizes[2], sizes
 """,
+    "Graphs": """
+import pathlib
+assert ys.shape == (100, 8, 10) and copies.critical_path[-1] == ("y", 5)
+assert "no error comes back" in pathlib.Path("net.svg").read_text()
+""",
 }
 
 
-@pytest.mark.parametrize("title", CHECKS)
+EXAMPLES = {
+    "Gradients in every copy": """
+whole = jax.grad(lambda p: loss(*rnn.unroll(net, p, xs)))(params)
+assert copies["W"].shape == (100, 32, 96) and jnp.allclose(copies["W"].sum(axis=0), whole["W"], atol=1e-6)
+""",
+}
+
+
+@pytest.mark.parametrize("title", [*CHECKS, *EXAMPLES])
 def test_the_tour_runs_as_printed(title, tmp_path):
     script = tmp_path / "tour.py"
-    script.write_text(IMPORTS + section(title) + CHECKS[title])
+    script.write_text(IMPORTS + section(title) + (CHECKS | EXAMPLES)[title])
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_drawing_is_what_the_terminal_shows():
+    elman = rnn.graph({"h": (nn.Dense(4), ["x", rnn.prev("h")]), "y": (nn.Dense(4), "h")}, output="y")
+    assert rnn.draw(elman).text(width=100) in README
 
 
 def test_each_tour_is_ten_to_thirty_lines():
@@ -59,9 +80,7 @@ def test_the_readme_s_test_command_is_the_one_that_ci_runs():
 
 
 def test_every_public_name_in_the_table_exists():
-    import jaxrnn
-
     table = README.split("## What is there\n")[1].split("\nEach docstring")[0]
     names = re.findall(r"`(\w+)[`(]", table)
-    missing = [n for n in names if not hasattr(jaxrnn, n) and n not in ("dtype", "learn_initial_state", "lax")]
+    missing = [n for n in names if not hasattr(rnn, n) and n not in ("dtype", "learn_initial_state", "lax")]
     assert len(names) > 30 and not missing, missing

@@ -48,6 +48,21 @@ def running_mean():
     )
 
 
+def fed_back(dtype):
+    """A graph with delays of one and two steps, a start of each kind, a layer, a function, and a cell that draws."""
+    dense = lambda size: nn.Dense(size, dtype=dtype, param_dtype=dtype)
+    return rnn.graph(
+        {
+            "n": (lambda n: n + 1, rnn.prev("n", start=jnp.int32(0))),
+            "h": (rnn.stack(rnn.layer(dense(H)), rnn.lift(jnp.tanh)), ["x", rnn.prev("h", steps=2), rnn.prev("y")]),
+            "r": (rnn.dropout(rnn.gru(2, dtype=dtype), 0.4), ["h", rnn.prev("x")]),
+            "s": (lambda h, n: h / n[..., None].astype(h.dtype), [rnn.prev("h", start="learned"), "n"]),
+            "y": (dense(2), ["r", "s"]),
+        },
+        output={"y": "y", "n": "n"},
+    )
+
+
 CELLS = {
     "elman": lambda t: rnn.elman(H, dtype=t),
     "elman_relu_learned": lambda t: rnn.elman(H, activation=jax.nn.relu, dtype=t, learn_initial_state=True),
@@ -75,6 +90,7 @@ CELLS = {
     ),
     "zoneout": lambda t: rnn.zoneout(rnn.lstm(H, dtype=t), 0.3),
     "running_mean": lambda t: running_mean(),
+    "graph": fed_back,
 }
 
 SCANS = {
