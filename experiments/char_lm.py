@@ -35,6 +35,7 @@ from experiments import common
 from experiments.data import Text, shuffled, standard_library
 
 SYMBOLS = 256  # UTF-8 bytes
+READ = 2600 * 64 * 64  # bytes to read in training, whatever the window and the batch
 PROMPTS = ("def __init__(self", "import ", "class Test", "    for i in range(", "    if not isinstance(")
 
 
@@ -58,8 +59,8 @@ class Config:
     """Time steps per gradient; the state is carried from window to window."""
     batch: int = 64
     """Streams of text read in parallel."""
-    steps: int = 2600
-    """Training steps, one window each."""
+    steps: int | None = None
+    """Training steps, one window each; if not given as many as read 10.6 million bytes (2600 by default)."""
     learning_rate: float = 5e-3
     """Adam's peak rate, after a warm-up and before a cosine decay."""
     piece: int = 2048
@@ -295,6 +296,9 @@ def complete_from_run(config: Config, console: Console) -> None:
 
 def main(config: Config) -> None:
     console = common.console()
+    if config.steps is None:
+        each = max(config.window * config.batch, 1)
+        config = dataclasses.replace(config, steps=max(1, round(READ / each)))
     if config.complete is not None:
         complete_from_run(config, console)
     else:

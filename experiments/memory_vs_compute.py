@@ -176,27 +176,34 @@ COLUMNS = ("T", "strategy", "temp_bytes", "predicted_bytes", "flops", "seconds",
 
 
 def draw_curves(records: list[dict[str, Any]]) -> Any:
+    ours = [name for name in dict.fromkeys(r["strategy"] for r in records) if ":" not in name and "equinox" not in name]
+    longest = max((r["T"] for r in records if "time" in r), default=None)
+    timed = [r for r in records if r["T"] == longest and "time" in r]
+
+    def points(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+        rows = sorted(rows, key=lambda r: r["temp_bytes"])
+        return [r["temp_bytes"] / 2**20 for r in rows], [r["time"] for r in rows]
+
     def draw(panels: Any) -> None:
         memory, trade = panels
-        longest = max((r["T"] for r in records if "time" in r), default=None)
-        for name in dict.fromkeys(r["strategy"] for r in records):
+        for name in ours:
             mine = [r for r in records if r["strategy"] == name]
-            (line,) = memory.loglog([r["T"] for r in mine], [r["temp_bytes"] / 2**20 for r in mine], "o-", label=name)
-            for r in mine:
-                if r["T"] == longest and "time" in r:
-                    trade.plot(r["temp_bytes"] / 2**20, r["time"], "o", color=line.get_color())
-                    here = (r["temp_bytes"] / 2**20, r["time"])
-                    trade.annotate(name, here, xytext=(6, 6), textcoords="offset points")
+            memory.loglog([r["T"] for r in mine], [r["temp_bytes"] / 2**20 for r in mine], "o-", label=name)
+            trade.plot(*points([r for r in timed if r["strategy"] == name]), "o", label=name)
         memory.set(xlabel="time steps T", ylabel="scratch memory of one gradient, MiB", title="memory")
         memory.legend()
-        if longest:
-            plain = next(r["temp_bytes"] for r in records if r["T"] == longest and r["strategy"] == PLAIN)
-            for name, (share, time) in PUBLISHED.items():
-                trade.plot(share * plain / 2**20, time, "k*", ms=10)
-                trade.annotate(name, (share * plain / 2**20, time), xytext=(6, -12), textcoords="offset points")
+        trade.plot(*points([r for r in timed if ":" in r["strategy"]]), "kx-", label="the planner's plans")
+        trade.plot(
+            *points([r for r in timed if "equinox" in r["strategy"]]), "s--", label="Equinox's checkpointed scan"
+        )
+        plain = next((r["temp_bytes"] for r in timed if r["strategy"] == PLAIN), None)
+        for (name, (share, time)), mark in zip(PUBLISHED.items(), "*P", strict=True):
+            if plain is not None:
+                trade.plot(share * plain / 2**20, time, mark, color="0.4", ms=10, label=name)
         trade.set(xscale="log", xlabel="scratch memory of one gradient, MiB", ylabel="time, relative to lax.scan")
         trade.set_title(f"time against memory, T = {longest}" if longest else "time against memory: none was run")
-        trade.margins(0.25)
+        trade.legend(fontsize="small")
+        trade.margins(0.1)
 
     return draw
 

@@ -138,12 +138,15 @@ def draw_growth(records: list[dict[str, Any]], limit: str) -> Any:
 
 
 def run_million(folder: str, limit: str, lengths: tuple[int, ...], console: Console) -> None:
+    if min(lengths) < 1:
+        raise common.UsageError("--lengths needs whole numbers of at least 1")
     about = {"experiment": "memory_vs_compute --million", "limit": limit}
     with jaxrnn.Run(folder, about) as run:
         found = {record["T"]: record for record in jaxrnn.read_metrics(run.folder)}
         for steps in sorted(lengths):
             if steps not in found:
-                found[steps] = row(steps, limit, console)
+                with common.usage():  # a budget that no plan meets
+                    found[steps] = row(steps, limit, console)
                 run.log(found[steps])
         records = [found[steps] for steps in sorted(found)]
         show(records, limit, console)

@@ -140,14 +140,42 @@ def test_memory_vs_compute_writes_a_row_per_length_and_strategy(tmp_path):
     code, out, err = run(*arguments)
     assert code == 0, err
     rows = table(tmp_path / "run")
-    assert len(rows) == 12 and {r["T"] for r in rows} == {"20", "200"}
     at = {r["strategy"]: r for r in rows if r["T"] == "200"}
+    assert {r["T"] for r in rows} == {"20", "200"} and len(at) >= 6 + 4  # its own scans, and the planner's plans
+    planned = [r for r in rows if r["strategy"].startswith(("plan: ", "within 5%: "))]
+    assert planned and all(abs(int(r["predicted_bytes"]) / int(r["temp_bytes"]) - 1) < 0.15 for r in planned)
     assert int(at["checkpointed"]["temp_bytes"]) < int(at["lax.scan"]["temp_bytes"]) / 5
     assert int(at["lax.scan"]["flops"]) < int(at["checkpointed"]["flops"]) < int(at["checkpointed(levels=2)"]["flops"])
     assert all(float(r["difference"]) < 1e-5 for r in rows)
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     again = run(*arguments)
     assert again[0] == 0 and table(tmp_path / "run") == rows
+
+
+def test_a_million_steps_begin_with_a_hundred(tmp_path):
+    """The same program and table as for a million, at lengths that suit a test; it goes on from what it has."""
+    arguments = ["experiments.memory_vs_compute", "--million", "--limit", "400KiB", "--run", tmp_path / "run"]
+    code, _, err = run(*arguments, "--lengths", 100)
+    assert code == 0, err
+    code, out, err = run(*arguments, "--lengths", 100, 3000)
+    assert code == 0, err
+    with (tmp_path / "run" / "million.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [r["T"] for r in rows] == ["100", "3000"] and float(rows[1]["passes"]) > 0 and rows[1]["plan"] in out
+    assert all(int(r["temp_bytes"]) <= 400 * 1024 and float(r["difference"]) < 1e-4 for r in rows)
+    assert (tmp_path / "run" / "million.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run(*arguments[:3], "1KiB", "--lengths", 100, "--run", tmp_path / "none")
+    assert code == 1 and err.startswith("error: within: no plan") and len(err.strip().splitlines()) == 1, err
+
+
+def test_char_lm_within_a_budget_prints_its_plan_first(tmp_path):
+    arguments = ["experiments.char_lm", *TINY, "--window", 400, "--memory", "3MiB", "--steps", 2]
+    code, out, err = run(*arguments, "--run", tmp_path / "run")
+    assert code == 0, err
+    taken = float(out.split("scratch memory of one gradient: within(3MiB) ")[1].split()[0])
+    assert taken <= 3.05 and out.index("extra passes") < out.index("step 2/2")
+    code, _, err = run(*arguments[:-3], "1KiB", "--steps", 2, "--run", tmp_path / "none")
+    assert code == 1 and "within: no plan" in err and len(err.strip().splitlines()) == 1, err
 
 
 def test_what_does_not_fit_is_predicted_not_run(tmp_path):
