@@ -36,7 +36,7 @@ assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learne
 """,
     "Memory against compute": """
 sizes = [rnn.temp_bytes(last_state(scan), weights) for scan in scans.values()]
-assert sizes[0] > 5 * sizes[1] and sizes[1] >= sizes[2], sizes
+assert sizes[0] > 5 * sizes[1] and sizes[2] <= 2 * 2**20, sizes
 """,
     "Graphs": """
 import pathlib
