@@ -6,6 +6,7 @@ gradient of this loop alone, says what it really takes. Nothing is run.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,8 +51,8 @@ class Problem:
     def key(self) -> Any:
         """What the bytes of a gradient depend on, the strategy aside."""
         types = [str(v.aval) for v in (*self.flat.const_vars, *self.flat.inputs)]
-        text = "\n".join(map(str, self.flat.equations))
-        return text, *types, self.steps, self.reverse, jax.default_backend()
+        text = "\n".join([*types, *map(str, self.flat.equations)])
+        return hashlib.sha256(text.encode()).digest(), self.steps, self.reverse, jax.default_backend()
 
     def bytes_of(self, strategy: Scan) -> int:
         """Scratch memory of the gradient under a strategy: compiled, not run. Asked once, then remembered."""
@@ -97,8 +98,9 @@ class Problem:
         for segment in _lengths(self.steps, SHORT_SEGMENT):
             if segment > LONG_SEGMENT:
                 break
-            # leaves carries + tail (r + x) <= room, with leaves = (steps - tail) / segment
-            tail = (room - c - self.steps * c // segment) // max(r + x - c // segment, 1)
+            # leaves c + tail (r + x) <= room, with leaves = (steps - tail) / segment; at least one leaf
+            each = max(r + x - c // segment, 1)
+            tail = min((room - c - self.steps * c // segment) // each, self.steps - segment)
             leaves = -(-(self.steps - tail) // segment)
             tail = self.steps - leaves * segment
             if segment < tail and (best is None or tail >= best[0]):
@@ -180,12 +182,13 @@ class Problem:
 
         By the dynamic programme; None where no schedule fits, or the programme would take long.
         """
-        slot = max(self.cost.carry // 4, 1)
-        whole = max(self.cost.kept // slot, 1)
+        c, r, _ = self.cost
+        slot = max(min(c // 4, r), 1)
+        carry, whole = max(c // slot, 1), max(r // slot, 1)  # rounded down: it stays a bound
         slots = min(room // slot, self.steps * whole) - whole  # the step at work has its own
         if slots < 0 or self.steps * slots > 2 * 10**7:
             return None
-        return evaluations_mixed(self.steps, slots, whole, carry=min(4, self.cost.carry)) / self.steps - 1
+        return evaluations_mixed(self.steps, slots, whole, carry) / self.steps - 1
 
 
 _COMPILED: dict[Any, int] = {}

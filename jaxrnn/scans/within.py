@@ -105,7 +105,7 @@ def price(problem: Problem, limit: int | None, every: bool) -> Plans:
         least = plain.kept
         # Of plans that recompute alike the last kind in the list: segments are simpler than a schedule.
         for found, kind, room in sorted(reversed(made), key=lambda each: each[0].passes):
-            if found.kept >= least:
+            if found.kept >= least or any(row.strategy == found.strategy for row in rows):
                 continue  # recomputes more than a plan that fits, and keeps no less
             if over := add(_fitted(problem, found, kind, room, limit)):
                 break
