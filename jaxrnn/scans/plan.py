@@ -122,7 +122,8 @@ class Problem:
         sizes = nested_sizes(self.steps, segment, levels)
         about = f"segments of {segment:,}" + (f" in {len(sizes)} levels" if len(sizes) > 1 else "")
         kept = kept_bytes(self.steps, sizes, self.cost)
-        return Candidate(about, checkpointed(segment, levels, self.inner), float(len(sizes)), kept)
+        strategy = checkpointed(segment, max(len(sizes), 1), self.inner)
+        return Candidate(about, strategy, float(len(sizes)), kept)
 
     def least_segment(self, levels: int) -> int:
         """The segment that keeps least, but not so short that a loop engine inside is of no use."""

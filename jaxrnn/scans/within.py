@@ -112,7 +112,7 @@ def price(problem: Problem, limit: int | None, every: bool) -> Plans:
             least = found.kept if rows[-1].fits else least
         if limit is not None and not over and not any(row.fits for row in rows):
             for found in _last_resorts(problem, limit):
-                if add(found):
+                if not any(row.strategy == found.strategy for row in rows) and add(found):
                     break
     rows.sort(key=lambda row: row.passes)
     return Plans(tuple(rows), limit, problem.steps, problem.cost, problem.outputs, bound)
