@@ -138,6 +138,7 @@ def plan(
     """
     steps = checks.positive_int("plan", "steps", steps, least=0)
     bound = None if limit is None else checks.byte_count("plan", "limit", limit)
+    checks.one_of("plan", "outputs", outputs, (True, False))
     checks.a_scan("plan", "inner", inner)
 
     def found(step: Callable[..., Any], state: Tree) -> Plans:

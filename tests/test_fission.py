@@ -493,3 +493,28 @@ def test_numpy_inputs_and_scalars():
     step = lambda c, x: (c * x, c @ np.eye(2, dtype=np.float32))
     got, want = (s(step, np.ones(2, np.float32), np.arange(3, dtype=np.float32)) for s in (rnn.scan, lax.scan))
     assert_close(got, want, 1e-6)
+
+
+def test_a_custom_vjp_in_the_step_under_every_order_of_vmap_and_grad(x64):
+    """A differentiated custom_vjp cannot be vmapped, so its loop's gradients are left to lax.scan."""
+
+    @jax.custom_vjp
+    def bent(a):
+        return jnp.tanh(a)
+
+    bent.defvjp(lambda a: (jnp.tanh(a), a), lambda a, ct: (ct * jnp.cos(a),))
+    xs = jax.random.normal(jax.random.key(0), (6, 3), jnp.float64)
+    h = jax.random.normal(jax.random.key(1), (4, 3), jnp.float64)
+    W = jax.random.normal(jax.random.key(2), (3, 3), jnp.float64)
+
+    def loss(scan, W, h):
+        end, ys = scan(lambda h, x: (bent(h @ W + x), bent(h)), h, xs)
+        return jnp.sum(end**2) + jnp.sum(ys)
+
+    for scan in (rnn.scan, rnn.fissioned(2), rnn.revolve(2, 2)):
+        single = lambda W, h, scan=scan: loss(scan, W, h)
+        expected = sum(jax.grad(lambda W, h: loss(lax.scan, W, h))(W, each) for each in h)
+        around = jax.grad(lambda W, single=single: jnp.sum(jax.vmap(single, (None, 0))(W, h)))(W)
+        inside = jnp.sum(jax.vmap(jax.grad(single), (None, 0))(W, h), axis=0)
+        assert_close(around, expected, 1e-10)
+        assert_close(inside, expected, 1e-10)

@@ -157,6 +157,13 @@ def test_nothing_is_compiled_twice(monkeypatch):
     assert len(asked) == len(set(asked)) == 1
 
 
+def test_prices_tell_steps_apart_that_differ_in_outputs_alone():
+    cell, x = rnn.elman(64), jax.ShapeDtypeStruct((B, D), jnp.float32)
+    without, with_outputs = (rnn.plan(cell, params_of(cell), x, 512, outputs=o).rows[0].bytes for o in (False, True))
+    ys = 512 * B * 64 * 4
+    assert with_outputs - without >= 0.9 * ys
+
+
 def test_a_budget_that_cannot_be_met_says_what_would_do():
     cell = NETS["lstm"]()
     with pytest.raises(ValueError, match=r"within: no plan for 500 steps stays within 1,000 bytes; the least is"):
@@ -184,6 +191,14 @@ def test_steps_with_effects_are_not_repeated():
         run(rnn.revolve(3))
 
 
+def test_a_step_that_communicates_cannot_be_priced():
+    step = lambda h, x: (jnp.tanh(lax.pmean(h, "b") + x), ())
+    run = lambda scan: jax.vmap(lambda h: scan(step, h, jnp.ones((30, 3)))[0], axis_name="b")(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="named axis"):
+        run(rnn.within("1MB"))
+    assert_close(run(rnn.checkpointed(5)), run(lax.scan), 1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [("64MiB", 2**26), ("1.5 GB", 1_500_000_000), ("10kb", 10_000), ("7", 7), ("2 KiB", 2048), (5, 5), ("3 b", 3)],
@@ -202,6 +217,16 @@ def test_other_bad_arguments():
     cell, x = NETS["gru"](), jax.ShapeDtypeStruct((B, D), jnp.float32)
     with pytest.raises(TypeError, match="within: inner"):
         rnn.within(10, inner=3)
+    for make in (rnn.revolve, rnn.checkpointed, rnn.truncated):
+        with pytest.raises(TypeError, match="inner must return the outputs of all steps"):
+            make(2, inner=rnn.summed())
+    with pytest.raises(TypeError, match="within: inner must be hashable"):
+        rnn.within(10, inner=type("Unhashable", (), {"__hash__": None, "__call__": lambda self: None})())
+    with pytest.raises(TypeError, match="within: report"):
+        rnn.within(10, report=3)
+    with pytest.raises(ValueError, match="plan: outputs"):
+        rnn.plan(cell, params_of(cell), x, 10, outputs="no")
+    assert hash(rnn.revolve(jnp.int32(2))) == hash(rnn.revolve(2))
     with pytest.raises(ValueError, match="revolve: slots"):
         rnn.revolve(0)
     with pytest.raises(ValueError, match="revolve: kept"):

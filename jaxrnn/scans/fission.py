@@ -110,7 +110,8 @@ class fissioned:  # noqa: N801
     Memory: per step the fewest bytes from which cheap operations give what the backward pass needs (a
     minimum cut): for an LSTM 7H numbers, where `lax.scan` keeps 12H; and one segment's batched arrays.
     Recompute: cheap operations in the loop; in the batched parts everything but products, and those too
-    whose result is much larger than what it comes from (a readout's logits). Exact.
+    whose result is much larger than what it comes from (a readout's logits). Exact; a leaf of the carry that
+    only adds something up is summed per segment, so that 16-bit totals are rounded less often.
     Limits: a step with effects or callbacks (`jax.debug.print`), or with nothing to gain, runs as `inner`
     runs it. A `jax.checkpoint` around part of the recurrence is opened: the engine keeps less.
     Weights inside a loop within the step have their gradients accumulated step by step, as in

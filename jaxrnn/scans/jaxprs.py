@@ -103,14 +103,15 @@ def inner_jaxprs(equation: Equation) -> list[Jaxpr]:
     return found
 
 
-def branches_on_tangents(equation: Equation) -> bool:
-    """Whether a `cond` is in it.
+def hides_its_derivative(equation: Equation) -> bool:
+    """Whether JAX can differentiate it only after a `vmap`, and our rules before: `cond`, `custom_vjp`.
 
-    Under `vmap` a `cond` becomes a choice between stop_gradients, which JAX transposes only if it is
-    differentiated after the `vmap`; a rule like ours is differentiated before.
+    Under `vmap` a `cond` becomes a choice between stop_gradients, and a `custom_vjp` that was
+    differentiated has no derivative left to be transposed.
     """
     inside = (e for jaxpr in inner_jaxprs(equation) for e in jaxpr.eqns)
-    return equation.primitive.name == "cond" or any(map(branches_on_tangents, inside))
+    name = equation.primitive.name
+    return name == "cond" or name.startswith("custom_vjp") or any(map(hides_its_derivative, inside))
 
 
 def leaves_jax(equation: Equation) -> bool:
@@ -179,6 +180,11 @@ def again(flat: Flat, opened: Sequence[Equation] = (), overrides: Mapping[int, O
     jaxpr, n = closed.jaxpr, len(flat.consts)
     const_vars = [*jaxpr.invars[:n], *jaxpr.constvars]
     return Flat([*flat.consts, *closed.consts], const_vars, jaxpr.invars[n:], jaxpr.eqns, jaxpr.outvars)
+
+
+def as_text(flat: Flat) -> str:
+    """The whole function with its types, the same for the same function."""
+    return str(_jaxpr([*flat.const_vars, *flat.inputs], flat.equations, flat.outputs))
 
 
 def _jaxpr(inputs: Sequence[Var], equations: Sequence[Equation], outputs: Sequence[Atom]) -> Jaxpr:

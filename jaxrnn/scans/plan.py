@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxrnn.scans.checkpoint import best_segment, checkpointed, kept_bytes, nested_sizes
 from jaxrnn.scans.cost import StepBytes, kept_under, nbytes, step_struct
-from jaxrnn.scans.jaxprs import Flat, is_float, leaves_jax, like
+from jaxrnn.scans.jaxprs import Flat, as_text, is_float, leaves_jax, like
 from jaxrnn.scans.revolve import flat_step, revolve, stepping
 from jaxrnn.scans.schedule import evaluations_keeping_carries, evaluations_mixed
 from jaxrnn.types import Scan, Tree
@@ -44,15 +44,19 @@ class Problem:
         self.flat: Flat = flat_step(f, carry, x)
         self.carry, self.x = jax.tree.leaves(carry), jax.tree.leaves(x)
         self.steps, self.inner, self.reverse = steps, inner, reverse
+        if any(type(effect).__name__ == "NamedAxisEffect" for e in self.flat.equations for effect in e.effects):
+            raise ValueError(
+                "within, plan: the step communicates over a named axis (a collective such as psum), so its gradient "
+                "cannot be compiled on its own to be priced; take checkpointed(...) instead"
+            )
         self.repeatable = not any(map(leaves_jax, self.flat.equations))
         self.outputs = 2 * nbytes(ys)
         self.cost = StepBytes(nbytes(carry), kept_under(inner, f, carry, x) if steps else 0, nbytes(x))
 
     def key(self) -> Any:
         """What the bytes of a gradient depend on, the strategy aside."""
-        types = [str(v.aval) for v in (*self.flat.const_vars, *self.flat.inputs)]
-        text = "\n".join([*types, *map(str, self.flat.equations)])
-        return hashlib.sha256(text.encode()).digest(), self.steps, self.reverse, jax.default_backend()
+        text = hashlib.sha256(as_text(self.flat).encode()).digest()
+        return text, len(self.carry), self.steps, self.reverse, jax.default_backend()
 
     def bytes_of(self, strategy: Scan) -> int:
         """Scratch memory of the gradient under a strategy: compiled, not run. Asked once, then remembered."""
@@ -163,7 +167,7 @@ class Problem:
             return None
         passes, segment, slots = best
         kept = (slots + 1) * c + segment * (r + x)
-        about = f"{slots:,} carries, leaves of {segment:,} (revolve)"
+        about = f"{slots:,} {'carry' if slots == 1 else 'carries'}, leaves of {segment:,} (revolve)"
         return Candidate(about, revolve(slots, segment, inner=self.inner), passes, kept)
 
     def least(self) -> Candidate:

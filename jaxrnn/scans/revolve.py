@@ -47,7 +47,8 @@ class revolve:  # noqa: N801
     `segment`: K. None: as many steps as make a leaf's bytes equal the slots'. Steps that are left over
     because K does not divide T - kept are kept too.
     Limits: derivatives of the gradient are those of a plain loop, in its memory; steps with effects
-    cannot be recomputed. Where two levels of `checkpointed` fit, they are about as good, and simpler.
+    cannot be recomputed; a carry of weak type comes back as of a strong one. Where two levels of
+    `checkpointed` fit, they are about as good, and simpler.
     Raises: ValueError for slots or segment below 1, kept below 0, or a step with effects; TypeError for an
     inner that is no scan; and what `lax.scan` raises.
     Griewank and Walther 2000, "Algorithm 799: revolve".
@@ -59,10 +60,11 @@ class revolve:  # noqa: N801
     inner: Scan = fissioned()
 
     def __post_init__(self) -> None:
-        checks.positive_int("revolve", "slots", self.slots)
+        # As Python's own integers: an array would make the strategy unhashable.
+        object.__setattr__(self, "slots", checks.positive_int("revolve", "slots", self.slots))
         if self.segment is not None:
-            checks.positive_int("revolve", "segment", self.segment)
-        checks.positive_int("revolve", "kept", self.kept, least=0)
+            object.__setattr__(self, "segment", checks.positive_int("revolve", "segment", self.segment))
+        object.__setattr__(self, "kept", checks.positive_int("revolve", "kept", self.kept, least=0))
         checks.a_scan("revolve", "inner", self.inner)
 
     def __call__(
@@ -84,8 +86,8 @@ class revolve:  # noqa: N801
         flat = flat_step(f, carry_type, x)
         if any(map(leaves_jax, flat.equations)):
             raise ValueError(
-                "revolve: the step has side effects or calls back into Python, which recomputing would repeat; "
-                "take them out, or run it under jax.lax.scan"
+                "revolve: the step has side effects, calls back into Python or communicates over a named axis, none of "
+                "which can be repeated at will; take that out, or run it under jax.lax.scan"
             )
         carry = [jnp.asarray(a, b.dtype) for a, b in zip(*map(jax.tree.leaves, (init, carry_type)), strict=True)]
         ys: Leaves

@@ -39,12 +39,13 @@ class summed:  # noqa: N801
     `lengths`, padding adds nothing; `resets` restart the state, not the total.
 
     Memory, recompute: `inner`'s for a step without outputs. Exact, up to the order of additions.
-    Limits: it is for where a scan is called, not for the `inner` of another one, which expects outputs of
-    all steps. Raises: TypeError for an inner that is no scan, or outputs that cannot be added (keys); and
+    Limits: it is for where a scan is called; the `inner` of another one must give the outputs of all steps.
+    Raises: TypeError for an inner that is no scan, or outputs that cannot be added (keys); and
     what `inner` raises.
     """
 
     inner: Scan = fissioned()
+    adds_outputs_up = True  # what expects outputs of all steps refuses it
 
     def __post_init__(self) -> None:
         checks.a_scan("summed", "inner", self.inner)

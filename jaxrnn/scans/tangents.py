@@ -27,7 +27,7 @@ from jaxrnn.scans.jaxprs import (
     Env,
     Equation,
     apply,
-    branches_on_tangents,
+    hides_its_derivative,
     inner_jaxprs,
     is_cheap,
     is_float,
@@ -63,7 +63,7 @@ class Body(NamedTuple):
         tangents = {v for v in [*self.invariant, *self.carry, *self.stacked] if is_float(v)}
         for equation in self.equations:
             moved = not tangents.isdisjoint(variables(equation.invars))
-            if moved and branches_on_tangents(equation):
+            if moved and hides_its_derivative(equation):
                 return False
             if moved and equation.primitive.name not in _NO_DERIVATIVE:
                 tangents.update(filter(is_float, equation.outvars))

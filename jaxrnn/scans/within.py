@@ -115,6 +115,8 @@ def price(problem: Problem, limit: int | None, every: bool) -> Plans:
                 if not any(row.strategy == found.strategy for row in rows) and add(found):
                     break
     rows.sort(key=lambda row: row.passes)
+    # What recomputes more and takes no less is of no use to anybody.
+    rows = [row for n, row in enumerate(rows) if all(row.bytes < before.bytes for before in rows[:n])]
     return Plans(tuple(rows), limit, problem.steps, problem.cost, problem.outputs, bound)
 
 
@@ -174,6 +176,12 @@ class within:  # noqa: N801
     def __post_init__(self) -> None:
         checks.byte_count("within", "bytes", self.bytes)
         checks.a_scan("within", "inner", self.inner)
+        try:
+            hash(self.inner)
+        except TypeError as error:
+            raise TypeError(f"within: inner must be hashable, since prices are remembered by it: {error}") from None
+        if self.report is not None and not callable(self.report):
+            raise TypeError(f"within: report must be a function of Plans, got {self.report!r}")
 
     def __call__(
         self,
