@@ -194,11 +194,11 @@ def recorded(config: Config, texts: tuple[Text, Text]) -> dict[str, Any]:
 
 
 def train(config: Config, console: Console) -> None:
-    net, trained, params, optimizer, state = start(config)
     scan, chosen = common.scan_named(config.scan), config.scan
     if config.memory is not None:
         with common.usage():
             scan, chosen = jaxrnn.within(config.memory), f"within({config.memory})"
+    net, trained, params, optimizer, state = start(config)
     texts = train_text, held_out = standard_library()
     with common.usage():
         pieces = shuffled(train_text, config.piece, config.seed)

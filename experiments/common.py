@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jax
+import jax.numpy as jnp
 import tyro
 from jax import lax
 from rich.console import Console
@@ -116,6 +118,13 @@ def picture(path: Path, draw: Callable[[Any], None], *, columns: int = 1) -> Non
     figure.savefig(draft, dpi=120, format="png")
     plt.close(figure)
     draft.replace(path)
+
+
+def difference(got: Any, plain: Any) -> float:
+    """The largest difference of any gradient, relative to the largest gradient."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True))
+    largest = max(float(jnp.max(jnp.abs(b))) for _, b in pairs)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / largest
 
 
 def as_csv(records: list[dict[str, Any]], columns: Sequence[str]) -> str:

@@ -75,11 +75,16 @@ PUBLISHED = {
 }
 
 
-def gradient(config: Config, steps: int, scan: jaxrnn.Scan) -> tuple[Any, tuple[Any, Any]]:
-    """The gradient of a loss on the last state by all parameters, and its arguments."""
+def net(config: Config) -> tuple[jaxrnn.Cell, Any, jax.ShapeDtypeStruct]:
+    """The cell, its parameters, and one step's input."""
     cell = common.CELLS[config.cell](config.size)
     x = jax.ShapeDtypeStruct((config.batch, config.inputs), jnp.float32)
-    params = cell.init(jax.random.key(0), x)
+    return cell, cell.init(jax.random.key(0), x), x
+
+
+def gradient(config: Config, steps: int, scan: jaxrnn.Scan) -> tuple[Any, tuple[Any, Any]]:
+    """The gradient of a loss on the last state by all parameters, and its arguments."""
+    cell, params, x = net(config)
 
     def loss(params: Any, xs: jax.Array) -> jax.Array:
         state, _ = jaxrnn.unroll(cell, params, xs, scan=scan, outputs=False)
@@ -88,29 +93,17 @@ def gradient(config: Config, steps: int, scan: jaxrnn.Scan) -> tuple[Any, tuple[
     return jax.grad(loss), (params, jax.ShapeDtypeStruct((steps, *x.shape), x.dtype))
 
 
-def difference(got: Any, plain: Any) -> float:
-    """The largest difference of any gradient, relative to the largest gradient."""
-    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True))
-    largest = max(float(jnp.max(jnp.abs(b))) for _, b in pairs)
-    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / largest
-
-
 def planned(config: Config, steps: int) -> dict[str, tuple[jaxrnn.Scan, int]]:
     """The planner's plans by name, each with the bytes that it predicts."""
-    cell = common.CELLS[config.cell](config.size)
-    x = jax.ShapeDtypeStruct((config.batch, config.inputs), jnp.float32)
-    params = cell.init(jax.random.key(0), x)
+    cell, params, x = net(config)
     at_best = jaxrnn.plan(cell, params, x, steps, outputs=False)
     found = {f"plan: {row.about}": (row.strategy, row.bytes) for row in at_best.rows}
-    twentieth = jaxrnn.temp_bytes(*flat(gradient(config, steps, lax.scan))) // 20
+    grad, arguments = gradient(config, steps, lax.scan)
+    twentieth = jaxrnn.temp_bytes(grad, *arguments) // 20
     chosen = jaxrnn.plan(cell, params, x, steps, twentieth, outputs=False).chosen
     if chosen is not None:
         found[f"within 5%: {chosen.about}"] = (chosen.strategy, chosen.bytes)
     return found
-
-
-def flat(pair: tuple[Any, tuple[Any, ...]]) -> tuple[Any, ...]:
-    return (pair[0], *pair[1])
 
 
 def rows(config: Config, steps: int, scans: dict[str, jaxrnn.Scan], limit: float) -> list[dict[str, Any]]:
@@ -144,7 +137,7 @@ def rows(config: Config, steps: int, scans: dict[str, jaxrnn.Scan], limit: float
             row["seconds"] = timings[name].median
         if name in programs and PLAIN in programs:
             row["time"] = timings[name].median / timings[PLAIN].median
-            row["difference"] = difference(results[name], results[PLAIN])
+            row["difference"] = common.difference(results[name], results[PLAIN])
     return table
 
 

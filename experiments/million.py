@@ -101,9 +101,7 @@ def row(steps: int, limit: str, console: Console) -> dict[str, Any]:
     }
     if steps <= LONGEST_PLAIN:
         plain = gradient(lax.scan)(params, xs)
-        pairs = list(zip(jax.tree.leaves(result), jax.tree.leaves(plain), strict=True))
-        largest = max(float(jnp.max(jnp.abs(b))) for _, b in pairs)
-        found["difference"] = max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / largest
+        found["difference"] = common.difference(result, plain)
     return found
 
 

@@ -17,9 +17,7 @@ torch==2.13.0 bring them. Writes table.csv and speed.png; stopped and started ag
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import time
 from functools import partial
 from typing import Any, Literal
@@ -216,14 +214,6 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
         console.print(table)
 
 
-def as_csv(records: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]))
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
-
-
 def draw_bars(records: list[dict[str, Any]]) -> Any:
     def draw(panels: Any) -> None:
         for axes, mode in zip(panels, MODES, strict=True):
@@ -272,7 +262,7 @@ def main(config: Config) -> None:
         for cell in config.cells:
             for name, why in done[cell, config.shapes[0]]["absent"].items():
                 console.print(f"{cell}, {name}: left out; {why}")
-        run.write("table.csv", as_csv(records))
+        run.write("table.csv", common.as_csv(records, list(records[0])))
         common.picture(run.folder / "speed.png", draw_bars(records), columns=2)
         console.print(f"written: {run.folder / 'table.csv'} and speed.png beside it")
 

@@ -13,10 +13,8 @@ into the run folder. Every net trained is a checkpoint: stopped and started agai
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import time
@@ -252,13 +250,8 @@ def show(rows: list[dict[str, Any]], config: Config, console: Console) -> None:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    plain = ["task", "delay", "net", "error", "seconds", "note"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*plain, *(name for name, _ in figures_of(rows[0]))], restval="")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: row[k] for k in plain if k in row} | dict(figures_of(row)))
-    return text.getvalue()
+    columns = ["task", "delay", "net", "error", "seconds", "note", *(name for name, _ in figures_of(rows[0]))]
+    return common.as_csv([row | dict(figures_of(row)) for row in rows], columns)
 
 
 def draw_learning(rows: list[dict[str, Any]], config: Config) -> Any:

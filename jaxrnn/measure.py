@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxrnn import checks, shapes
 from jaxrnn.scans import Plans, fissioned
-from jaxrnn.scans.cost import StepBytes, kept_under, step_bytes
+from jaxrnn.scans.cost import StepBytes, step_bytes
 from jaxrnn.scans.plan import Problem
 from jaxrnn.scans.within import price
 from jaxrnn.types import Cell, Params, Scan, Tree
@@ -106,8 +106,7 @@ def kept_per_step(
     checks.a_scan("kept_per_step", "scan", scan)
 
     def found(step: Callable[..., Any], state: Tree) -> StepBytes:
-        cost = step_bytes(step, state, shapes.struct(x))
-        return cost if scan is lax.scan else cost._replace(kept=kept_under(scan, step, state, shapes.struct(x)))
+        return step_bytes(step, state, shapes.struct(x), scan)
 
     return _of_step("kept_per_step", cell, params, x, batch_shape, found)
 
@@ -131,7 +130,7 @@ def plan(
     limit, bytes or a text such as "64MiB", each kind has the parameters that recompute least within it, and
     `chosen` is what `within(limit)` would take, or None; without one each is shown at its best.
     `outputs=False`: for a loss on the last state alone. Bytes are the compiler's for the loop's gradient by
-    parameters and state, plus twice the outputs; the time counts a backward pass as two forward passes.
+    parameters and state, outputs and their cotangents included; the time counts a backward pass as two forward passes.
     Cost: a compilation per row, some seconds in all; nothing is run.
     Raises: TypeError or ValueError for what is no cell, a batch shape that x does not have, steps below 0 or a
     limit that is no number of bytes.

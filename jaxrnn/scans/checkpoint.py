@@ -6,13 +6,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.scans.cost import StepBytes, kept_under, step_bytes, step_struct
+from jaxrnn.scans.cost import StepBytes, step_bytes, step_struct
 from jaxrnn.scans.segments import in_segments
 from jaxrnn.types import Scan, Tree
 
@@ -115,12 +114,9 @@ class checkpointed:  # noqa: N801
         steps = checks.steps("checkpointed", xs, length)
         segment = self.segment
         if segment is None:
-            segment = best_segment(steps, self.levels, self._cost(f, init, step_struct(xs))) if steps else 1
+            cost = step_bytes(f, init, step_struct(xs), self.inner)
+            segment = best_segment(steps, self.levels, cost) if steps else 1
         return self._nested(nested_sizes(steps, segment, self.levels), f, init, xs, steps, reverse)
-
-    def _cost(self, f: Callable[..., Any], init: Tree, x: Tree) -> StepBytes:
-        cost = step_bytes(f, init, x)
-        return cost if self.inner is lax.scan else cost._replace(kept=kept_under(self.inner, f, init, x))
 
     def _nested(
         self,

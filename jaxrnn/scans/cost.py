@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxrnn.types import Scan, Tree
@@ -14,7 +15,7 @@ from jaxrnn.types import Scan, Tree
 
 class StepBytes(NamedTuple):
     carry: int  # c: bytes of one carry
-    kept: int  # r: bytes that `lax.scan` keeps per step for the backward pass
+    kept: int  # r: bytes that the scan keeps per step for the backward pass
     x: int  # bytes of one step's input
 
 
@@ -41,13 +42,16 @@ def step_struct(xs: Tree) -> Tree:
     return jax.tree.map(one, xs)
 
 
-def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> StepBytes:
+def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree, scan: Scan = lax.scan) -> StepBytes:
     """(c, r, x) of a step `carry, y = f(carry, x)` that is differentiated by everything that it reads.
 
     r counts the distinct arrays that the step's vector-Jacobian product needs and that differ from
     step to step. What depends only on closed-over values (weights) is kept once, not per step, and
-    an input x is in xs already; neither counts. Traces f once and computes nothing.
+    an input x is in xs already; neither counts. Traces f once and computes nothing. Under another scan r
+    is what `kept_under` finds.
     """
+    if scan is not lax.scan:
+        return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x))
     backward, n = _backward(f, carry, x)
     carry_leaves = jax.tree.leaves(carry)
     varies = set(backward.invars[n:])

@@ -96,7 +96,7 @@ def _tangents(body: Body, how: How, free: Sequence[bool], primals: Any, tangents
 
     d_end, d_emitted = linear(primals, out, d_invariant, d_carry, d_stacked)
     emitted = out[: len(body.emitted)]
-    return (end, emitted), (_with_zeros(d_end, end), _with_zeros(d_emitted, emitted))
+    return (end, emitted), (with_zeros(d_end, end), with_zeros(d_emitted, emitted))
 
 
 def _a_step_earlier(first: Any, values: Any, reverse: bool) -> Any:
@@ -154,7 +154,7 @@ def _stand_ins(found: Derivative, tap_of: dict[int, Any], mirrors: dict[int, Any
     return chosen
 
 
-def _with_zeros(tangents: list[Any], values: list[Any]) -> list[Any]:
+def with_zeros(tangents: list[Any], values: list[Any]) -> list[Any]:
     """The tangents of the floating leaves, and in between those that integers and keys have."""
     rest = iter(tangents)
     return [

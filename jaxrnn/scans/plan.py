@@ -6,6 +6,7 @@ gradient of this loop alone, says what it really takes. Nothing is run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from jaxrnn.scans.cost import StepBytes, kept_under, nbytes, step_struct
 from jaxrnn.scans.jaxprs import Flat, as_text, is_float, leaves_jax, like
 from jaxrnn.scans.revolve import flat_step, revolve, stepping
 from jaxrnn.scans.schedule import evaluations_keeping_carries, evaluations_mixed
+from jaxrnn.scans.scheduled import only, put
 from jaxrnn.types import Scan, Tree
 
 MOST_PASSES = 12  # beyond so many extra forward passes nobody would want the plan
@@ -53,6 +55,7 @@ class Problem:
         self.outputs = 2 * nbytes(ys)
         self.cost = StepBytes(nbytes(carry), kept_under(inner, f, carry, x) if steps else 0, nbytes(x))
 
+    @functools.cached_property
     def key(self) -> Any:
         """What the bytes of a gradient depend on, the strategy aside."""
         text = hashlib.sha256(as_text(self.flat).encode()).digest()
@@ -60,7 +63,7 @@ class Problem:
 
     def bytes_of(self, strategy: Scan) -> int:
         """Scratch memory of the gradient under a strategy: compiled, not run. Asked once, then remembered."""
-        key = (strategy, self.key())
+        key = (strategy, self.key)
         if key not in _COMPILED:
             while len(_COMPILED) >= 256:
                 del _COMPILED[next(iter(_COMPILED))]
@@ -73,15 +76,14 @@ class Problem:
 
         def loss(moving: list[Any], init: list[Any], consts: list[Any], xs: list[Any]) -> jax.Array:
             """Any loss on the last carry and the outputs whose cotangents depend on their values."""
-            fresh = iter(moving)
-            values = [next(fresh) if m else c for m, c in zip(moves, consts, strict=True)]
-            out = strategy(stepping(flat, values, n), init, xs, length=self.steps, reverse=self.reverse)
+            out = strategy(
+                stepping(flat, put(moves, moving, consts), n), init, xs, length=self.steps, reverse=self.reverse
+            )
             floats = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
             return sum((jnp.sum(jnp.real(a * a.conj()).astype(jnp.float32)) for a in floats), jnp.float32(0))
 
         def gradient(consts: list[Any], init: list[Any], xs: list[Any]) -> Any:
-            moving = [c for m, c in zip(moves, consts, strict=True) if m]
-            return jax.grad(loss, (0, 1), allow_int=True)(moving, init, consts, xs)
+            return jax.grad(loss, (0, 1), allow_int=True)(only(moves, consts), init, consts, xs)
 
         consts = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in map(like, flat.const_vars)]
         xs = [jax.ShapeDtypeStruct((self.steps, *a.shape), a.dtype) for a in self.x]

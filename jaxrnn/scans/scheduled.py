@@ -22,7 +22,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxrnn.scans.deferral import with_zeros
 from jaxrnn.scans.schedule import Table, table
+from jaxrnn.scans.segments import grouped, joined
 
 Leaves = list[Any]
 Leaf = Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]  # (consts, carry, xs [K, ...]) -> (carry, ys [K, ...])
@@ -53,13 +55,12 @@ class Job(NamedTuple):
     def all_inputs(self, xs: Leaves) -> Leaves:
         """Those of every leaf, [leaves, K, ...]; a copy."""
         end = self.start + self.leaves * self.segment
-        return [a[self.start : end].reshape(self.leaves, self.segment, *a.shape[1:]) for a in xs]
+        return grouped([a[self.start : end] for a in xs], self.segment)
 
     def placed(self, leaves: Leaves, steps: int) -> Leaves:
         """What belongs to every leaf, [leaves, K, ...], in its place among all steps; zero elsewhere."""
         after = steps - self.start - self.leaves * self.segment
-        flat = [a.reshape(self.leaves * self.segment, *a.shape[2:]) for a in leaves]
-        return [jnp.pad(a, [(self.start, after)] + [(0, 0)] * (a.ndim - 1)) for a in flat]
+        return [jnp.pad(a, [(self.start, after)] + [(0, 0)] * (a.ndim - 1)) for a in joined(leaves)]
 
 
 class Moving(NamedTuple):
@@ -86,11 +87,11 @@ def _cut(flat: Sequence[Any], sizes: Any) -> Any:
     return tuple(parts)
 
 
-def _only(which: Sequence[bool], leaves: Sequence[Any]) -> Leaves:
+def only(which: Sequence[bool], leaves: Sequence[Any]) -> Leaves:
     return [leaf for chosen, leaf in zip(which, leaves, strict=True) if chosen]
 
 
-def _put(which: Sequence[bool], chosen: Sequence[Any], others: Sequence[Any]) -> Leaves:
+def put(which: Sequence[bool], chosen: Sequence[Any], others: Sequence[Any]) -> Leaves:
     """others, with the chosen leaves in their places."""
     fresh = iter(chosen)
     return [next(fresh) if has else other for has, other in zip(which, others, strict=True)]
@@ -126,17 +127,12 @@ def scheduled(job: Job, consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leave
         )
         consts, _, xs = primals
         carry, ys, slots = _first_pass(job, *primals)
-        given = [d for which, side in zip(moving, tangents, strict=True) for d in _only(which, side)]
+        given = [d for which, side in zip(moving, tangents, strict=True) for d in only(which, side)]
         found = tangents_p.bind(*consts, *slots, *xs, *given, job=job, moving=moving)
         d_carry, d_ys = _cut(found, [sum(_floats(carry)), sum(_floats(ys))])
-        return (carry, ys), (_with_zeros(d_carry, carry), _with_zeros(d_ys, ys))
+        return (carry, ys), (with_zeros(d_carry, carry), with_zeros(d_ys, ys))
 
     return run(consts, init, xs)
-
-
-def _with_zeros(tangents: Leaves, values: Leaves) -> Leaves:
-    """The tangents of the floating leaves, and in between those that integers and keys have."""
-    return _put(_floats(values), tangents, [np.zeros(jnp.shape(v), jax.dtypes.float0) for v in values])
 
 
 def _first_pass(job: Job, consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, Leaves, Leaves]:
@@ -160,11 +156,11 @@ def _of_moving(job: Job, moving: Moving, consts: Leaves, carry: Leaves, x: Leave
     floats = _floats(carry)
 
     def run(consts_: Leaves, carry_: Leaves, x_: Leaves) -> Any:
-        inputs = _put(moving.consts, consts_, consts), _put(floats, carry_, carry), _put(moving.xs, x_, x)
+        inputs = put(moving.consts, consts_, consts), put(floats, carry_, carry), put(moving.xs, x_, x)
         carry_out, y = job.leaf(*inputs)
-        return (_only(floats, carry_out), _only(_floats(y), y)), carry_out
+        return (only(floats, carry_out), only(_floats(y), y)), carry_out
 
-    return run, (_only(moving.consts, consts), _only(floats, carry), _only(moving.xs, x))
+    return run, (only(moving.consts, consts), only(floats, carry), only(moving.xs, x))
 
 
 def _tangents(job: Job, moving: Moving, *flat: Any) -> Leaves:
@@ -172,7 +168,7 @@ def _tangents(job: Job, moving: Moving, *flat: Any) -> Leaves:
     consts, slots, xs = moving.primals(flat)
     d_consts, d_given, d_xs = moving.tangents(flat)
     init = [a[0] for a in slots]
-    fresh = _put(
+    fresh = put(
         moving.carry, d_given, [jnp.zeros_like(a) if has else None for a, has in zip(init, _floats(init), strict=True)]
     )
 
@@ -182,7 +178,7 @@ def _tangents(job: Job, moving: Moving, *flat: Any) -> Leaves:
         _, (d_carry, d_y), carry = jax.jvp(run, primals, (d_consts, d_carry, d_x), has_aux=True)
         return (carry, d_carry), d_y
 
-    first = (init, _only(_floats(init), fresh))
+    first = (init, only(_floats(init), fresh))
     each = job.all_inputs(xs), job.all_inputs(d_xs)
     (_, d_carry), d_ys = lax.scan(body, first, each, job.leaves, job.reverse)
     return [*d_carry, *d_ys]
@@ -214,13 +210,13 @@ def _cotangents(job: Job, moving: Moving, flat: Sequence[Any], cts: Sequence[Any
         d_consts, ct_carry, d_x = back((ct_carry, ct_y))
         return (slots, ct_carry, [a + b for a, b in zip(totals, d_consts, strict=True)]), d_x
 
-    totals = [jnp.zeros(a.shape, a.dtype) for a in _only(moving.consts, consts)]
+    totals = [jnp.zeros(a.shape, a.dtype) for a in only(moving.consts, consts)]
     columns = [job.along_time(column) for column in (job.table.restore, job.table.begin, job.table.end)]
     each = (jnp.arange(job.leaves), *columns, ct_ys)
     state, d_xs = lax.scan(body, (slots, ct_end, totals), each, job.leaves, not job.reverse)
     _, d_init, d_consts = state
     d_all = job.placed(d_xs, xs[0].shape[0]) if d_xs else []
-    return [*d_consts, *_only(_only(floats, moving.carry), d_init), *d_all]
+    return [*d_consts, *only(only(floats, moving.carry), d_init), *d_all]
 
 
 def _differentiable(job: Job, moving: Moving) -> Callable[[Leaves, Leaves], Leaves]:
@@ -233,7 +229,7 @@ def _differentiable(job: Job, moving: Moving) -> Callable[[Leaves, Leaves], Leav
     def plainly(primals: Leaves, cts: Leaves) -> Leaves:
         consts, slots, xs = moving.primals(primals)
         sides = zip(moving, (consts, [a[0] for a in slots], xs), strict=True)
-        like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for which, side in sides for a in _only(which, side)]
+        like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for which, side in sides for a in only(which, side)]
         return list(jax.linear_transpose(functools.partial(_tangents, job, moving, *primals), *like)(cts))
 
     @run.defjvp
@@ -260,7 +256,7 @@ def _types(*flat: Any, job: Job, moving: Moving) -> Any:
     each = jax.eval_shape(functools.partial(job.inputs, n=0), xs)
     carry, y = jax.eval_shape(job.leaf, consts, init, each)
     ys = [jax.ShapeDtypeStruct((job.leaves, *a.shape), a.dtype) for a in y]
-    return [jax.typeof(a) for side in (carry, ys) for a in _only(_floats(side), side)]
+    return [jax.typeof(a) for side in (carry, ys) for a in only(_floats(side), side)]
 
 
 def _lowered(*flat: Any, job: Job, moving: Moving) -> Leaves:
@@ -293,12 +289,12 @@ def _batched(flat: Sequence[Any], dims: Sequence[Any], *, job: Job, moving: Movi
     axes: list[list[bool]] = []
     out: Leaves = []
     for side, (which, to) in enumerate(zip(moving, place, strict=True)):
-        d_dims = _put(which, t_dims[side], [None] * len(which))
+        d_dims = put(which, t_dims[side], [None] * len(which))
         is_batched = [side == 1 or p is not None or d is not None for p, d in zip(p_dims[side], d_dims, strict=True)]
         axes.append(is_batched)
         out += [placed(a, d, to) if b else a for a, d, b in zip(primals[side], p_dims[side], is_batched, strict=True)]
     for side, (which, to) in enumerate(zip(moving, (0, 0, 1), strict=True)):
-        batched = _only(which, axes[side])
+        batched = only(which, axes[side])
         out += [placed(a, d, to) if b else a for a, d, b in zip(tangents[side], t_dims[side], batched, strict=True)]
     axis = lambda side, at: [at if b else None for b in axes[side]]
     leaf = jax.vmap(job.leaf, (axis(0, 0), 0, axis(2, 1)), (0, 1))

@@ -1,8 +1,8 @@
-"""Running a loop piece by piece: the frame that all scans share which treat steps in segments."""
+"""Running a loop segment by segment: the frame that `checkpointed` and `truncated` share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,6 @@ from jax import lax
 from jaxrnn.types import Tree
 
 Segment = Callable[[Tree, Tree, int], tuple[Tree, Tree]]  # (carry, xs of n steps, n) -> (carry, ys of n steps)
-
-
-def in_parts(parts: Sequence[tuple[int, Segment]], init: Tree, xs: Tree, reverse: bool) -> tuple[Tree, Tree]:
-    """Runs the first n steps one way, the next m another, and so on, from the last to the first if reverse.
-
-        for n, run in parts:  carry, ys[start:start+n] = run(carry, xs[start:start+n], n);  start += n
-
-    Parts of no steps are left out. Cutting costs a copy of xs, joining one of ys, unless there is one part only.
-    """
-    parts = [(n, run) for n, run in parts if n] or list(parts[:1])
-    if len(parts) == 1:
-        ((n, run),) = parts
-        return run(init, xs, n)
-    ends = [sum(n for n, _ in parts[: k + 1]) for k in range(len(parts))]
-    carry, found = init, {}
-    for k in reversed(range(len(parts))) if reverse else range(len(parts)):
-        n, run = parts[k]
-        carry, found[k] = run(carry, jax.tree.map(lambda a, k=k, n=n: a[ends[k] - n : ends[k]], xs), n)
-    return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *(found[k] for k in range(len(parts))))
 
 
 def in_segments(run: Segment, init: Tree, xs: Tree, steps: int, segment: int, reverse: bool) -> tuple[Tree, Tree]:
@@ -43,15 +24,28 @@ def in_segments(run: Segment, init: Tree, xs: Tree, steps: int, segment: int, re
     full, rest = divmod(steps, segment)
     if full + bool(rest) == 1:
         return run(init, xs, steps)
+    cut = full * segment
 
-    def full_segments(carry: Tree, xs: Tree, steps: int) -> tuple[Tree, Tree]:
+    def full_segments(carry: Tree) -> tuple[Tree, Tree]:
         def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
             return run(carry, x, segment)
 
-        carry, ys = lax.scan(body, carry, grouped(xs, segment), length=full, reverse=reverse)
+        whole = jax.tree.map(lambda a: a[:cut], xs)
+        carry, ys = lax.scan(body, carry, grouped(whole, segment), length=full, reverse=reverse)
         return carry, joined(ys)
 
-    return in_parts([(full * segment, full_segments), (rest, run)], init, xs, reverse)
+    def remainder(carry: Tree) -> tuple[Tree, Tree]:
+        return run(carry, jax.tree.map(lambda a: a[cut:], xs), rest)
+
+    if not rest:
+        return full_segments(init)
+    if reverse:
+        carry, last = remainder(init)
+        carry, first = full_segments(carry)
+    else:
+        carry, first = full_segments(init)
+        carry, last = remainder(carry)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
 
 
 def grouped(xs: Tree, segment: int) -> Tree:

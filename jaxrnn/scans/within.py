@@ -99,9 +99,13 @@ def price(problem: Problem, limit: int | None, every: bool) -> Plans:
         beside = problem.bytes_of(leanest.strategy) - leanest.kept
         if every and limit is not None:
             bound = problem.bound(usable(limit) - beside)
-        rooms = [plain.kept // 2, leanest.kept // 2, 0] if limit is None else [usable(limit) - beside] * 3
-        kinds = zip(_KINDS, [*rooms, *rooms[2:] * len(_KINDS)], strict=False)
-        made = [(found, kind, room) for kind, room in kinds if (found := kind(problem, room)) is not None]
+        at_best: dict[Kind, int] = {
+            Problem.mixed: plain.kept // 2,
+            Problem.binomial: leanest.kept // 2,
+        }  # where there is no limit
+        rooms = [at_best.get(kind, 0) if limit is None else usable(limit) - beside for kind in _KINDS]
+        priced = zip(_KINDS, rooms, strict=True)
+        made = [(found, kind, room) for kind, room in priced if (found := kind(problem, room)) is not None]
         least = plain.kept
         # Of plans that recompute alike the last kind in the list: segments are simpler than a schedule.
         for found, kind, room in sorted(reversed(made), key=lambda each: each[0].passes):
