@@ -109,8 +109,8 @@ def loss_fn(trained: jaxrnn.Cell, scan: jaxrnn.Scan, params: Any, batch: Any, ke
     """Mean nats per byte of one window, and the state for the next."""
     (inputs, targets, starts), begins = batch
     state, nats = jaxrnn.unroll(trained, params, (inputs, targets), state, resets=starts | begins, key=key, scan=scan)
-    loss = jaxrnn.reduced(nats)
-    return loss, state, {"bits": jaxrnn.bits_per_character(loss)}
+    loss = jaxrnn.losses.reduced(nats)
+    return loss, state, {"bits": jaxrnn.losses.bits_per_character(loss)}
 
 
 def streams_of(text: Text, streams: int, window: int) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -131,9 +131,11 @@ def evaluator(trained: jaxrnn.Cell, text: Text) -> Any:
     @jax.jit
     def total_nats(params: Any) -> jax.Array:
         _, nats = jaxrnn.unroll(trained, params, xs, resets=starts, lengths=lengths)
-        return jaxrnn.reduced(nats, lengths=lengths, reduction="sum")
+        return jaxrnn.losses.reduced(nats, lengths=lengths, reduction="sum")
 
-    return lambda params: {"held_out_bits": jaxrnn.bits_per_character(float(total_nats(params)), text.characters)}
+    return lambda params: {
+        "held_out_bits": jaxrnn.losses.bits_per_character(float(total_nats(params)), text.characters)
+    }
 
 
 def learning_on(trained: jaxrnn.Cell, params: Any, text: Text, scan: jaxrnn.Scan, console: Console) -> float:
@@ -151,18 +153,22 @@ def learning_on(trained: jaxrnn.Cell, params: Any, text: Text, scan: jaxrnn.Scan
         del key
         xs, starts, counted = batch
         state, nats = jaxrnn.unroll(trained, params, xs, state, resets=starts, scan=scan)
-        return jaxrnn.reduced(nats, mask=counted), state, {"nats": jaxrnn.reduced(nats, mask=counted, reduction="sum")}
+        return (
+            jaxrnn.losses.reduced(nats, mask=counted),
+            state,
+            {"nats": jaxrnn.losses.reduced(nats, mask=counted, reduction="sum")},
+        )
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3, b2=0.99))
-    train_step = jaxrnn.make_train_step(loss, optimizer)
+    train_step = jaxrnn.training.make_train_step(loss, optimizer)
     first = trained.initial_state(params, (inputs.shape[1],))
-    state = jaxrnn.create(params, optimizer, jax.random.key(0), first)
+    state = jaxrnn.training.create(params, optimizer, jax.random.key(0), first)
     nats = 0.0
     for start in track(range(0, len(inputs), window), "reading the held-out text", console=console, transient=True):
         part = slice(start, start + window)
         state, metrics = train_step(state, ((inputs[part], targets[part]), starts[part], counted[part]))
         nats += float(metrics["nats"])
-    return jaxrnn.bits_per_character(nats, text.characters)
+    return jaxrnn.losses.bits_per_character(nats, text.characters)
 
 
 def complete(net: jaxrnn.Cell, params: Any, prompt: str, length: int, temperature: float, seed: int = 0) -> str:
@@ -181,7 +187,7 @@ def start(config: Config) -> tuple[jaxrnn.Cell, jaxrnn.Cell, Any, Any, Any]:
     with common.usage():
         net, trained = model(config)
         params = net.init(jax.random.key(config.seed), jax.ShapeDtypeStruct((), jnp.int32))
-        optimizer = jaxrnn.adam(config.learning_rate, steps=config.steps)
+        optimizer = jaxrnn.training.adam(config.learning_rate, steps=config.steps)
         state = trained.initial_state(params, (config.batch,))
     return net, trained, params, optimizer, state
 
@@ -202,27 +208,27 @@ def train(config: Config, console: Console) -> None:
     texts = train_text, held_out = standard_library()
     with common.usage():
         pieces = shuffled(train_text, config.piece, config.seed)
-        batches = jaxrnn.Streams(symbols(pieces), batch=config.batch, window=config.window)
-    with jaxrnn.Run(config.run, recorded(config, texts)) as run:
+        batches = jaxrnn.training.Streams(symbols(pieces), batch=config.batch, window=config.window)
+    with jaxrnn.training.Run(config.run, recorded(config, texts)) as run:
         console.print(
             f"{train_text.characters:,} characters to train on, {held_out.characters:,} held out; "
             f"{sum(a.size for a in jax.tree.leaves(params)):,} parameters; {config.cell} under {chosen}"
         )
         x = (jax.ShapeDtypeStruct((config.batch,), jnp.int32),) * 2
         console.print(
-            f"one step under jaxrnn.scan\n{jaxrnn.explain(trained, params, x)}", markup=False, highlight=False
+            f"one step under jaxrnn.scan\n{jaxrnn.analysis.explain(trained, params, x)}", markup=False, highlight=False
         )
         if config.memory is not None:
-            plans = jaxrnn.plan(trained, params, x, config.window, config.memory)
+            plans = jaxrnn.analysis.plan(trained, params, x, config.window, config.memory)
             console.print(f"plans for a gradient\n{plans}", markup=False, highlight=False)
         needs = {}
         for name, each in {chosen: scan, "plain lax.scan": lax.scan}.items():
             loss = lambda p, scan=each: loss_fn(trained, scan, p, batches(0), jax.random.key(0), state)[0]
             with common.usage():  # a budget that no plan meets
-                needs[name] = common.mebibytes(jaxrnn.temp_bytes(jax.grad(loss), params))
+                needs[name] = common.mebibytes(jaxrnn.analysis.temp_bytes(jax.grad(loss), params))
         console.print("scratch memory of one gradient: " + "; ".join(f"{n} {b}" for n, b in needs.items()))
         evaluate = evaluator(trained, held_out)
-        final = jaxrnn.fit(
+        final = jaxrnn.training.fit(
             partial(loss_fn, trained, scan),
             params,
             batches,
@@ -242,9 +248,9 @@ def train(config: Config, console: Console) -> None:
         console.print(prompt + complete(net, final.params, prompt, config.length, config.temperature), markup=False)
 
 
-def report(config: Config, run: jaxrnn.Run, held_out: Text, learned: float, console: Console) -> None:
+def report(config: Config, run: jaxrnn.training.Run, held_out: Text, learned: float, console: Console) -> None:
     """The table of bits per character, in results.json too, and the curve."""
-    records = jaxrnn.read_metrics(run.folder)
+    records = jaxrnn.training.read_metrics(run.folder)
     per_step = config.batch * config.window
     trained = [(r["step"] * per_step, r["bits"]) for r in records if "bits" in r]
     checked = [(r["step"] * per_step, r["held_out_bits"]) for r in records if "held_out_bits" in r]
@@ -278,7 +284,7 @@ def report(config: Config, run: jaxrnn.Run, held_out: Text, learned: float, cons
 
 def complete_from_run(config: Config, console: Console) -> None:
     """Restores a run's parameters by its recorded settings, whatever is on the command line beside the prompt."""
-    settings = jaxrnn.read_config(config.run)
+    settings = jaxrnn.training.read_config(config.run)
     if settings.get("experiment") != "char_lm":
         raise common.UsageError(f"{config.run} is the folder of another experiment; give the run folder of a char_lm")
     known = {f.name for f in dataclasses.fields(Config)} - set(_NOT_TRAINING)
@@ -288,8 +294,8 @@ def complete_from_run(config: Config, console: Console) -> None:
     if not config.complete or config.length < 1:
         raise common.UsageError("--complete needs some text to go on from, and --length at least 1")
     net, _, params, optimizer, state = start(saved)
-    with jaxrnn.Run(config.run, settings) as run:
-        restored = run.restore(jaxrnn.create(params, optimizer, jax.random.key(0), state))
+    with jaxrnn.training.Run(config.run, settings) as run:
+        restored = run.restore(jaxrnn.training.create(params, optimizer, jax.random.key(0), state))
     text = complete(net, restored.params, config.complete, config.length, config.temperature, config.seed)
     console.print(config.complete + text, markup=False, highlight=False)
 

@@ -95,9 +95,9 @@ def launch(main: Callable[[Config], None], config: type[Config], description: st
     """
     try:
         main(tyro.cli(config, description=description))
-    except (UsageError, jaxrnn.RunError, FloatingPointError, FileNotFoundError) as error:
+    except (UsageError, jaxrnn.training.RunError, FloatingPointError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    except jaxrnn.Interrupted as stopped:
+    except jaxrnn.training.Interrupted as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ class Config:
     )
     """Strategies; checkpointed(1) is the usual jax.checkpoint on every step. Plain lax.scan is always there."""
     plans: bool = True
-    """Also the planner's plans: those of jaxrnn.plan without a limit, and within a twentieth of plain's bytes."""
+    """Also the planner's plans: those of analysis.plan without a limit, and within a twentieth of plain's bytes."""
     million: bool = False
     """Instead: the gradient of up to a million steps (LSTM of 64, one sequence) within --limit, from T = 100 on."""
     limit: str = "64MiB"
@@ -96,11 +96,11 @@ def gradient(config: Config, steps: int, scan: jaxrnn.Scan) -> tuple[Any, tuple[
 def planned(config: Config, steps: int) -> dict[str, tuple[jaxrnn.Scan, int]]:
     """The planner's plans by name, each with the bytes that it predicts."""
     cell, params, x = net(config)
-    at_best = jaxrnn.plan(cell, params, x, steps, outputs=False)
+    at_best = jaxrnn.analysis.plan(cell, params, x, steps, outputs=False)
     found = {f"plan: {row.about}": (row.strategy, row.bytes) for row in at_best.rows}
     grad, arguments = gradient(config, steps, lax.scan)
-    twentieth = jaxrnn.temp_bytes(grad, *arguments) // 20
-    chosen = jaxrnn.plan(cell, params, x, steps, twentieth, outputs=False).chosen
+    twentieth = jaxrnn.analysis.temp_bytes(grad, *arguments) // 20
+    chosen = jaxrnn.analysis.plan(cell, params, x, steps, twentieth, outputs=False).chosen
     if chosen is not None:
         found[f"within 5%: {chosen.about}"] = (chosen.strategy, chosen.bytes)
     return found
@@ -119,7 +119,7 @@ def rows(config: Config, steps: int, scans: dict[str, jaxrnn.Scan], limit: float
         if name in plans:
             row["predicted_bytes"] = plans[name][1]
         if not name.startswith("equinox"):  # a loop whose number of trips is not in the program cannot be counted
-            row["flops"] = jaxrnn.flops(grad, *arguments)
+            row["flops"] = jaxrnn.analysis.flops(grad, *arguments)
         table.append(row)
         needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
         if needed > limit:
@@ -130,7 +130,9 @@ def rows(config: Config, steps: int, scans: dict[str, jaxrnn.Scan], limit: float
         return table
     xs = jax.random.normal(jax.random.key(1), (steps, config.batch, config.inputs))
     results = {name: run(xs) for name, run in programs.items()}
-    timings = jaxrnn.interleaved({name: partial(run, xs) for name, run in programs.items()}, rounds=config.rounds)
+    timings = jaxrnn.analysis.interleaved(
+        {name: partial(run, xs) for name, run in programs.items()}, rounds=config.rounds
+    )
     for row in table:
         name = row["strategy"]
         if name in programs:
@@ -212,12 +214,12 @@ def main(config: Config) -> None:
         raise common.UsageError("--lengths needs whole numbers of at least 1")
     with common.usage():
         jax.eval_shape(gradient(config, 1, lax.scan)[0], *gradient(config, 1, lax.scan)[1])
-    limit = config.budget * 2**20 if config.budget is not None else jaxrnn.memory_free()
+    limit = config.budget * 2**20 if config.budget is not None else jaxrnn.analysis.memory_free()
     about = {"experiment": "memory_vs_compute", **dataclasses.asdict(config)}
     for name in ("run", "million", "limit"):
         del about[name]
-    with jaxrnn.Run(config.run or "runs/memory_vs_compute", about | {"lengths": lengths}) as run:
-        found = {record["T"]: record["rows"] for record in jaxrnn.read_metrics(run.folder)}
+    with jaxrnn.training.Run(config.run or "runs/memory_vs_compute", about | {"lengths": lengths}) as run:
+        found = {record["T"]: record["rows"] for record in jaxrnn.training.read_metrics(run.folder)}
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("lengths", total=len(lengths))
             for steps in sorted(set(lengths)):

@@ -69,7 +69,7 @@ def row(steps: int, limit: str, console: Console) -> dict[str, Any]:
     cell = jaxrnn.lstm(64)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, 16))
     params = cell.init(jax.random.key(0), xs[0])
-    plans: list[jaxrnn.Plans] = []
+    plans: list[jaxrnn.scans.Plans] = []
 
     def gradient(scan: jaxrnn.Scan) -> Any:
         def loss(params: Any, xs: jax.Array) -> jax.Array:
@@ -139,8 +139,8 @@ def run_million(folder: str, limit: str, lengths: tuple[int, ...], console: Cons
     if min(lengths) < 1:
         raise common.UsageError("--lengths needs whole numbers of at least 1")
     about = {"experiment": "memory_vs_compute --million", "limit": limit}
-    with jaxrnn.Run(folder, about) as run:
-        found = {record["T"]: record for record in jaxrnn.read_metrics(run.folder)}
+    with jaxrnn.training.Run(folder, about) as run:
+        found = {record["T"]: record for record in jaxrnn.training.read_metrics(run.folder)}
         for steps in sorted(lengths):
             if steps not in found:
                 with common.usage():  # a budget that no plan meets

@@ -169,7 +169,9 @@ def rows(config: Config, cell: str, shape: str) -> tuple[list[dict[str, Any]], d
         raise common.UsageError(f"not timed: gradients differ from lax.scan's: {', '.join(wrong)} ({cell}, {shape})")
     table = []
     for mode in MODES:
-        timings = jaxrnn.interleaved({name: each.calls[mode] for name, each in found.items()}, rounds=config.rounds)
+        timings = jaxrnn.analysis.interleaved(
+            {name: each.calls[mode] for name, each in found.items()}, rounds=config.rounds
+        )
         for name, each in found.items():
             timing = timings[name]
             table.append(
@@ -246,8 +248,8 @@ def main(config: Config) -> None:
     work = [(cell, shape) for cell in config.cells for shape in config.shapes if sizes_of(shape)]
     about = {"experiment": "speed", **dataclasses.asdict(config), "device": jax.devices()[0].device_kind}
     del about["run"]
-    with jaxrnn.Run(config.run, about) as run:
-        done = {(r["cell"], r["shape"]): r for r in jaxrnn.read_metrics(run.folder)}
+    with jaxrnn.training.Run(config.run, about) as run:
+        done = {(r["cell"], r["shape"]): r for r in jaxrnn.training.read_metrics(run.folder)}
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("", total=len(work))
             for cell, shape in work:

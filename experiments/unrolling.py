@@ -135,21 +135,21 @@ TRAINED = {
 }
 
 
-def drawn_and_checked(config: Config, run: jaxrnn.Run, console: Console) -> None:
+def drawn_and_checked(config: Config, run: jaxrnn.training.Run, console: Console) -> None:
     """The pictures; and the scan against the unrolled graph, values and gradients."""
     steps = 4
     xs = jax.random.normal(jax.random.key(config.seed), (steps, 2, 3))
     for name, make in DRAWN.items():
         net = make(config.size, 1)
         params = net.init(jax.random.key(config.seed), xs[0])
-        deep = jaxrnn.unrolled(net, steps)
+        deep = jaxrnn.graphs.unrolled(net, steps)
         by_scan = lambda params, net=net: jnp.sum(jnp.sin(jaxrnn.unroll(net, params, xs)[1]))
         by_graph = lambda params, deep=deep: jnp.sum(jnp.sin(deep.evaluate(params, xs)[1]))
         results = [jax.jit(jax.value_and_grad(f))(params) for f in (by_scan, by_graph)]
         apart = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, results), strict=True))
-        picture = jaxrnn.draw(net, steps).save(run.folder / f"{name}.svg")
+        picture = jaxrnn.graphs.draw(net, steps).save(run.folder / f"{name}.svg")
         if name == "elman":
-            console.print(jaxrnn.draw(net, 3).text(console.width), markup=False, highlight=False)
+            console.print(jaxrnn.graphs.draw(net, 3).text(console.width), markup=False, highlight=False)
         console.print(
             f"{name}: {len(deep.vertices)} copies and {len(deep.edges)} edges in {steps} steps, depth {deep.depth}; "
             f"scan and unrolled graph differ by {apart:.0e} in value and gradients; {picture.name}"
@@ -162,13 +162,13 @@ def measured(net: jaxrnn.Cell, task: Task, batch: Any, exponents: int) -> Any:
 
     @jax.jit
     def measure(params: Any) -> dict[str, Any]:
-        flow = jaxrnn.gradient_flow(lambda state, ys: task.error(ys, targets), net, params, xs)
+        flow = jaxrnn.analysis.gradient_flow(lambda state, ys: task.error(ys, targets), net, params, xs)
         of_copies = jnp.stack(jax.tree.leaves(flow.copies), axis=1)
         return {
             "rate": flow.rate,
-            "lyapunov": jnp.mean(jaxrnn.lyapunov(net, params, xs[:, :8], exponents=exponents), axis=0),
+            "lyapunov": jnp.mean(jaxrnn.analysis.lyapunov(net, params, xs[:, :8], exponents=exponents), axis=0),
             "spectrum": flow.by_lag,
-            "copies": jax.vmap(jaxrnn.leaf_norms)(of_copies),
+            "copies": jax.vmap(jaxrnn.analysis.leaf_norms)(of_copies),
         }
 
     return lambda params: {name: value.tolist() for name, value in measure(params).items()}
@@ -200,13 +200,17 @@ def trained(config: Config, task_name: str, delay: int, net_name: str) -> dict[s
         measure = measured(net, task, batches(config.steps), exponents=min(config.size, 16))
     row = {"task": task_name, "delay": delay, "net": net_name, "start": measure(params), "trained": {}}
     rate = config.plain_learning_rate if net_name in ("tanh", "relu") else config.learning_rate
-    optimizer = jaxrnn.adam(rate, steps=config.steps)
+    optimizer = jaxrnn.training.adam(rate, steps=config.steps)
     try:
-        final = jaxrnn.fit(loss, params, batches, steps=config.steps, optimizer=optimizer, key=key, progress=False)
+        final = jaxrnn.training.fit(
+            loss, params, batches, steps=config.steps, optimizer=optimizer, key=key, progress=False
+        )
         error = jax.jit(loss)(final.params, tested, None)
         row |= {"error": float(error), "trained": measure(final.params)}
-    except jaxrnn.Interrupted as stopped:
-        raise jaxrnn.Interrupted(f"{stopped} of this net; start again to go on after the nets that are done") from None
+    except jaxrnn.training.Interrupted as stopped:
+        raise jaxrnn.training.Interrupted(
+            f"{stopped} of this net; start again to go on after the nets that are done"
+        ) from None
     except FloatingPointError as error:
         row |= {"error": math.inf, "note": str(error).split(";")[0]}
     return row | {"seconds": round(time.perf_counter() - started, 1)}
@@ -314,12 +318,12 @@ def main(config: Config) -> None:
     if min(*config.delays, config.size, config.batch) < 1:
         raise common.UsageError("--delays, --size and --batch must be at least 1")
     with common.usage():
-        jaxrnn.adam(config.learning_rate, steps=config.steps)
+        jaxrnn.training.adam(config.learning_rate, steps=config.steps)
     about = {"experiment": "unrolling", **dataclasses.asdict(config)}
     del about["run"]
     wanted = [(t, d, n) for t in config.tasks for d in sorted(set(config.delays)) for n in config.nets]
-    with jaxrnn.Run(config.run, about) as run:
-        found = {(r["task"], r["delay"], r["net"]): r for r in jaxrnn.read_metrics(run.folder)}
+    with jaxrnn.training.Run(config.run, about) as run:
+        found = {(r["task"], r["delay"], r["net"]): r for r in jaxrnn.training.read_metrics(run.folder)}
         drawn_and_checked(config, run, console)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("nets", total=len(wanted))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.types import Tree
+from jaxrnn.types import Cell, Tree
 
 
 def describe(leaf: Any) -> str:
@@ -75,6 +75,13 @@ def rate(where: str, value: Any) -> float:
 def one_of(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
         raise ValueError(f"{where}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def a_cell(where: str, value: Any) -> Cell:
+    if not isinstance(value, Cell):
+        hint = "wrap a Flax module with layer(...) or recurrent(...), a function with lift(...)"
+        raise TypeError(f"{where}: cell must be a Cell, got {type(value).__name__}; {hint}")
     return value
 
 

@@ -6,12 +6,21 @@ from pathlib import Path
 import jaxrnn
 
 FLOORS = """
-types checks shapes cells.base cells.simple cells.gated cells layers compose guards
-scans.cost scans.segments scans.loops scans.checkpoint scans.truncate
-scans.jaxprs scans.partition scans.cut scans.tangents scans.deferral scans.fission
-scans.sums scans.schedule scans.scheduled scans.revolve scans.plan scans.within scans
-unroll generate wiring tracing graph unrolled gradients flow dynamics losses streams store train measure explain
-layout panels render draw
+types checks trees inference
+cells.base cells.simple cells.gated cells.layers cells
+combinators.stacking combinators.noise combinators.masking combinators
+engine.ir engine.partition engine.minimum_cut engine.linearize engine.deferral engine.step engine.segments
+engine.program engine.binomial engine.scheduled_loop engine.memory engine
+scans.loops scans.checkpointing scans.truncation scans.fission scans.sums scans.revolving scans.planner scans.budget
+scans
+sequence.unrolling sequence.generation sequence
+losses.stepwise losses
+training.optimizers training.runs training.streams training.step training.fitting training
+graphs.statement graphs.delays graphs.assembly graphs.copies
+graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
+graphs.drawing graphs
+analysis.flops analysis.timing analysis.memory analysis.explanation analysis.gradients analysis.flow
+analysis.dynamics analysis
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent

@@ -35,7 +35,7 @@ truth = np.sin(np.arange(100, 150) / 9)[:, None]
 assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learned"
 """,
     "Memory against compute": """
-sizes = [rnn.temp_bytes(last_state(scan), weights) for scan in scans.values()]
+sizes = [rnn.analysis.temp_bytes(last_state(scan), weights) for scan in scans.values()]
 assert sizes[0] > 5 * sizes[1] and sizes[2] <= 2 * 2**20, sizes
 """,
     "Graphs": """
@@ -64,7 +64,7 @@ def test_the_tour_runs_as_printed(title, tmp_path):
 
 def test_the_drawing_is_what_the_terminal_shows():
     elman = rnn.graph({"h": (nn.Dense(4), ["x", rnn.prev("h")]), "y": (nn.Dense(4), "h")}, output="y")
-    assert rnn.draw(elman).text(width=100) in README
+    assert rnn.graphs.draw(elman).text(width=100) in README
 
 
 def test_each_tour_is_ten_to_thirty_lines():

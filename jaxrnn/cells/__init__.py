@@ -1,6 +1,7 @@
-"""Recurrent cells: one file for those without gates, one for those with."""
+"""Cells: recurrent ones without gates and with, and other people's layers and functions as cells."""
 
 from jaxrnn.cells.gated import LSTMState, gru, lstm, mgu
+from jaxrnn.cells.layers import layer, lift, recurrent
 from jaxrnn.cells.simple import elman, ind_rnn, jordan
 
-__all__ = ["LSTMState", "elman", "gru", "ind_rnn", "jordan", "lstm", "mgu"]
+__all__ = ["LSTMState", "elman", "gru", "ind_rnn", "jordan", "layer", "lift", "lstm", "mgu", "recurrent"]

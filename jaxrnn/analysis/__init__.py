@@ -1,0 +1,27 @@
+"""Looking into a net and its program: what leaves the loop, bytes, operations, times, gradients of every copy."""
+
+from jaxrnn.analysis.dynamics import lyapunov
+from jaxrnn.analysis.explanation import Explanation, explain
+from jaxrnn.analysis.flops import flops
+from jaxrnn.analysis.flow import Flow, decay_rate, gradient_flow
+from jaxrnn.analysis.gradients import copy_gradients, leaf_norms
+from jaxrnn.analysis.memory import kept_per_step, memory_free, plan, temp_bytes
+from jaxrnn.analysis.timing import Timing, interleaved
+
+__all__ = [
+    "Explanation",
+    "Flow",
+    "Timing",
+    "copy_gradients",
+    "decay_rate",
+    "explain",
+    "flops",
+    "gradient_flow",
+    "interleaved",
+    "kept_per_step",
+    "leaf_norms",
+    "lyapunov",
+    "memory_free",
+    "plan",
+    "temp_bytes",
+]

@@ -1,0 +1,113 @@
+"""Other people's layers as cells: `layer` (Flax modules), `recurrent` (Flax RNN cells), `lift` (functions)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxrnn import trees
+from jaxrnn.types import Cell, Key, Params, State, Tree
+
+
+def lift(fn: Callable[..., Tree]) -> Cell:
+    """A function of one step's input as a cell without parameters, state or randomness: y_t = fn(x_t).
+
+    x and y are whatever fn takes and gives. Raises TypeError if fn is not callable.
+    """
+    if not callable(fn):
+        raise TypeError(f"lift: fn must be a function of one step's input, got {fn!r}")
+
+    def init(key: Key, x: Tree) -> Params:
+        del key, x
+        return ()
+
+    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
+        del params, batch_shape
+        return ()
+
+    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        del params, key
+        return state, fn(x)
+
+    return Cell(init, initial_state, step)
+
+
+def _rngs(key: Key | None) -> dict[str, Key] | None:
+    """Flax modules draw from the stream named "dropout"; without a key they must be deterministic."""
+    return None if key is None else {"dropout": key}
+
+
+def _only_params(where: str, module: Any, variables: Any) -> Params:
+    others = sorted(set(variables) - {"params"})
+    if others:
+        raise ValueError(
+            f"{where}: {type(module).__name__} keeps variables of its own in {others}; a step must be pure, "
+            "so use a module whose variables are all parameters (LayerNorm instead of BatchNorm, say)"
+        )
+    return variables.get("params", {})
+
+
+def layer(module: nn.Module, **options: Any) -> Cell:
+    """A feed-forward `flax.linen` module as a cell without state: y_t = module(x_t).
+
+    `options` go to the module's `__call__` each time. Where the step has a key, the module may draw
+    from it as its "dropout" stream. Shapes, cost and dtype are the module's own.
+    Raises: TypeError for anything but a flax.linen module (a class, an nnx module, an RNN cell);
+    ValueError at init if the module has variables other than parameters.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"layer: module must be a flax.linen module such as nn.Dense(64), got {module!r}")
+    if isinstance(module, nn.RNNCellBase):
+        raise TypeError(f"layer: {type(module).__name__} has a state; use recurrent({type(module).__name__}(...))")
+
+    def init(key: Key, x: Tree) -> Params:
+        k_params, k_dropout = jax.random.split(key)
+        rngs = {"params": k_params, "dropout": k_dropout}
+        return _only_params("layer", module, module.init(rngs, trees.zeros_of(x), **options))
+
+    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
+        del params, batch_shape
+        return ()
+
+    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        return state, module.apply({"params": params}, x, rngs=_rngs(key), **options)
+
+    return Cell(init, initial_state, step)
+
+
+def recurrent(cell: nn.RNNCellBase, *, input_shape: tuple[int, ...] = (1,)) -> Cell:
+    """A `flax.linen` RNN cell as a cell: carry, y = cell(carry, x).
+
+    The state is Flax's carry (for its LSTMs a tuple (c, h)), made by the cell's own initialiser;
+    should that draw, it draws the same each time (key 0). `input_shape` is the shape of one
+    example's input without batch dimensions, where the carry's shape depends on it, as in
+    `ConvLSTMCell` ([height, width, channels]). Shapes, cost and dtype are the cell's own.
+    Raises: TypeError for anything but a flax.linen RNN cell; ValueError at init if the cell has
+    variables other than parameters, or if input_shape lacks dimensions that the carry needs.
+    """
+    if not isinstance(cell, nn.RNNCellBase):
+        raise TypeError(f"recurrent: cell must be a flax.linen RNN cell such as nn.GRUCell(64), got {cell!r}")
+    if len(input_shape) != cell.num_feature_axes:
+        raise ValueError(
+            f"recurrent: {type(cell).__name__} has inputs of {cell.num_feature_axes} dimensions per example; "
+            f"give all of them as input_shape, got {input_shape}"
+        )
+
+    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
+        del params
+        return cell.initialize_carry(jax.random.key(0), (*batch_shape, *input_shape))
+
+    def init(key: Key, x: Any) -> Params:
+        k_params, k_dropout = jax.random.split(key)
+        x = trees.zeros_of(x)
+        carry = initial_state(None, x.shape[: x.ndim - cell.num_feature_axes])
+        return _only_params("recurrent", cell, cell.init({"params": k_params, "dropout": k_dropout}, carry, x))
+
+    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        state_out, y = cell.apply({"params": params}, state, x, rngs=_rngs(key))
+        return state_out, y
+
+    return Cell(init, initial_state, step)

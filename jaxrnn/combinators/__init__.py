@@ -1,0 +1,7 @@
+"""Combinators: cells in, a cell out."""
+
+from jaxrnn.combinators.masking import masked, resettable
+from jaxrnn.combinators.noise import dropout, zoneout
+from jaxrnn.combinators.stacking import residual, stack, with_loss
+
+__all__ = ["dropout", "masked", "resettable", "residual", "stack", "with_loss", "zoneout"]

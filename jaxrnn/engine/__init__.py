@@ -1,0 +1,1 @@
+"""The loop engine: a step as equations, taken apart, differentiated and run. See README.md beside this file."""

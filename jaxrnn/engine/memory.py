@@ -1,0 +1,74 @@
+"""What one step costs in memory, measured from its trace: bytes of a carry, bytes kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from jaxrnn.trees import leaf_bytes, nbytes
+from jaxrnn.types import Scan, Tree
+
+
+class StepBytes(NamedTuple):
+    carry: int  # c: bytes of one carry
+    kept: int  # r: bytes that the scan keeps per step for the backward pass
+    x: int  # bytes of one step's input
+
+
+def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree, scan: Scan = lax.scan) -> StepBytes:
+    """(c, r, x) of a step `carry, y = f(carry, x)` that is differentiated by everything that it reads.
+
+    r counts the distinct arrays that the step's vector-Jacobian product needs and that differ from
+    step to step. What depends only on closed-over values (weights) is kept once, not per step, and
+    an input x is in xs already; neither counts. Traces f once and computes nothing. Under another scan r
+    is what `kept_under` finds.
+    """
+    if scan is not lax.scan:
+        return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x))
+    backward, n = _backward(f, carry, x)
+    carry_leaves = jax.tree.leaves(carry)
+    varies = set(backward.invars[n:])
+    inputs = set(backward.invars[n + len(carry_leaves) :])
+    for equation in backward.eqns:
+        if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
+            varies.update(equation.outvars)
+    kept = {v for v in backward.outvars if not isinstance(v, Literal) and v in varies and v not in inputs}
+    return StepBytes(nbytes(carry), sum(leaf_bytes(v.aval) for v in kept), nbytes(x))
+
+
+def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> int:
+    """Bytes that a scan keeps per step for the backward pass, its inputs aside: the slope over two lengths."""
+
+    def residuals(steps: int) -> int:
+        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), x)
+        backward, _ = _backward(lambda carry, xs: scan(f, carry, xs, length=steps), carry, xs)
+        kept = {v for v in backward.outvars if not isinstance(v, Literal)} - set(backward.invars)
+        return sum(leaf_bytes(v.aval) for v in kept)
+
+    return (residuals(8) - residuals(4)) // 4
+
+
+def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> tuple[Jaxpr, int]:
+    """f's trace, returning what its vector-Jacobian product needs; so many of its first inputs were closed over."""
+    closed = jax.make_jaxpr(f)(carry, x)
+    consts = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in closed.consts]
+    jaxpr = closed.jaxpr
+    # The same with what it closed over as its first arguments, so that those are differentiated too.
+    opened = ClosedJaxpr(
+        Jaxpr((), [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info), ()
+    )
+
+    def residuals(*args: Any) -> list[Any]:
+        return jax.tree.leaves(jax.vjp(jaxpr_as_fun(opened), *args)[1])
+
+    leaves = [_like(leaf) for leaf in (*jax.tree.leaves(carry), *jax.tree.leaves(x))]
+    return jax.make_jaxpr(residuals)(*consts, *leaves).jaxpr, len(consts)
+
+
+def _like(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
