@@ -145,7 +145,7 @@ def steps(where: str, xs: Tree, length: int | None = None, name: str = "xs") -> 
                 f"{where}: {leaf_name(name, path)} is a scalar; every leaf of {name} needs a leading time dimension"
             )
     first_path, first = leaves[0]
-    found = int(jnp.shape(first)[0])
+    found = jnp.shape(first)[0]  # under `jax.export` perhaps a symbol
     for path, leaf in leaves[1:]:
         if jnp.shape(leaf)[0] != found:
             raise ValueError(

@@ -9,10 +9,11 @@ FLOORS = """
 types checks trees inference
 cells.base cells.simple cells.gated cells.layers cells
 combinators.stacking combinators.noise combinators.masking combinators
-engine.ir engine.partition engine.minimum_cut engine.linearize engine.deferral engine.step engine.segments
-engine.program engine.binomial engine.scheduled_loop engine.memory engine
-scans.loops scans.checkpointing scans.truncation scans.fission scans.sums scans.revolving scans.planner scans.budget
-scans
+engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
+engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
+engine.scheduled_loop engine.memory engine
+scans.base scans.loops scans.checkpointing scans.truncation scans.fission scans.sums scans.revolving scans.planner
+scans.budget scans
 sequence.unrolling sequence.generation sequence
 losses.stepwise losses
 training.optimizers training.runs training.streams training.step training.fitting training
