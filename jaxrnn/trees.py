@@ -53,7 +53,8 @@ def all_steps(x: Tree, steps: int) -> Tree:
 def of_type(leaf: Any, wanted: Any) -> jax.Array:
     """The leaf as an array in the dtype of a type; a weak type stays weak where that is wanted."""
     array = jnp.asarray(leaf)
-    if array.dtype == wanted.dtype and (getattr(wanted, "weak_type", False) or not array.weak_type):
+    is_weak, may_be = (getattr(a, "weak_type", False) for a in (array, wanted))  # keys have no such thing
+    if array.dtype == wanted.dtype and (may_be or not is_weak):
         return array
     return lax.convert_element_type(array, wanted.dtype)
 

@@ -24,7 +24,12 @@ def trace(fn: Callable[..., Sequence[Any]], *args: Any) -> Flat:
     return flat if jaxpr.effects else again(flat)  # what has effects is left as it is
 
 
-def again(flat: Flat, opened: Sequence[Equation] = (), overrides: Mapping[int, Override] | None = None) -> Flat:
+def again(
+    flat: Flat,
+    opened: Sequence[Equation] = (),
+    overrides: Mapping[int, Override] | None = None,
+    type_of: Callable[[Var], Any] = lambda v: v.aval,
+) -> Flat:
     """Traces it once more, with the chosen `jax.checkpoint` opened or with stand-ins; every variable is its own."""
     chosen = {id(e) for e in opened}
 
@@ -51,8 +56,8 @@ def again(flat: Flat, opened: Sequence[Equation] = (), overrides: Mapping[int, O
         env = enter(flat.equations, env)
         return [read(env, a) for a in flat.outputs]
 
-    closed = jax.make_jaxpr(fn)([v.aval for v in flat.const_vars], [v.aval for v in flat.inputs])
-    jaxpr, n = closed.jaxpr, len(flat.consts)
+    closed = jax.make_jaxpr(fn)([type_of(v) for v in flat.const_vars], [type_of(v) for v in flat.inputs])
+    jaxpr, n = closed.jaxpr, len(flat.const_vars)
     const_vars = [*jaxpr.invars[:n], *jaxpr.constvars]
     return Flat([*flat.consts, *closed.consts], const_vars, jaxpr.invars[n:], jaxpr.eqns, jaxpr.outvars)
 

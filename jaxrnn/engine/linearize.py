@@ -24,7 +24,8 @@ from jaxrnn.engine.evaluate import apply, trace
 from jaxrnn.engine.ir import Atom, Env, Flat, is_float, is_var, reached, read, reads, size_bytes, slice_back, variables
 from jaxrnn.engine.loop import Leaves, Loop
 from jaxrnn.engine.minimum_cut import minimum_cut
-from jaxrnn.engine.rules import Equation, inner_jaxprs, is_cheap, rule
+from jaxrnn.engine.placement import leaving_before
+from jaxrnn.engine.rules import Equation, inner_jaxprs, is_cheap, is_light, rule
 from jaxrnn.engine.taps import Sum, grown_sums
 from jaxrnn.trees import only
 
@@ -178,15 +179,28 @@ def _taken_apart(joint: _Joint) -> Tangents:
     tangents, every_step = joint.tangents, joint.every_step
     through_carry = reached(joint.flat.equations, joint.d_carry)
     linear = slice_back([e for e in joint.flat.equations if reads(e, tangents)], joint.d_out, [])
+    through_carry |= _as_well_in_the_loop(linear, through_carry, every_step)
+    in_loop = [e for e in linear if not through_carry.isdisjoint(e.outvars)]
     # A long sum is one place for a tap to enter, however many additions it is written with.
-    inner, sums = grown_sums([e for e in linear if reads(e, through_carry)], through_carry, tangents, joint.d_out)
+    inner, sums = grown_sums(in_loop, through_carry, tangents, joint.d_out)
     summed = {id(each.equation) for each in sums}
     read_as_is = [a for e in inner if id(e) not in summed for a in e.invars]
     as_is = [v for v in variables([*read_as_is, *joint.d_out]) if v in tangents and v not in through_carry]
     entering = [*as_is, *(v for each in sums for v in each.from_outside)]
-    outer = slice_back([e for e in linear if not reads(e, through_carry)], entering, [])
+    outer = slice_back([e for e in linear if through_carry.isdisjoint(e.outvars)], entering, [])
     direct, constant = ([v for v in as_is if (v in every_step) is each] for each in (True, False))
     return Tangents(outer, inner, sums, direct, constant)
+
+
+def _as_well_in_the_loop(linear: list[Equation], through_carry: set[Var], every_step: set[Var]) -> set[Var]:
+    """Results of real work on outside tangents that would take more memory for all steps at once than it saves."""
+    outer = [e for e in linear if not reads(e, through_carry)]
+    same = {v for e in outer for v in variables(e.invars) if v not in every_step}
+    read = [v for e in linear if reads(e, through_carry) for v in variables(e.invars)]
+    made = {v for e in outer for v in e.outvars}
+    leaving = {id(e) for e in leaving_before(outer, [v for v in dict.fromkeys(read) if v in made], same)}
+    staying = [e for e in outer if id(e) not in leaving and not is_light(e)]
+    return reached(outer, [v for e in staying for v in e.outvars])
 
 
 def _needed_values(joint: _Joint, tangents: Tangents) -> list[Var]:

@@ -9,6 +9,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from jaxrnn.engine.ir import as_jaxpr
 from jaxrnn.trees import all_steps, leaf_bytes, nbytes
 from jaxrnn.types import Scan, Tree
 
@@ -58,9 +59,7 @@ def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree
     consts = [v.aval for v in closed.jaxpr.constvars]
     jaxpr = closed.jaxpr
     # The same with what it closed over as its first arguments, so that those are differentiated too.
-    opened = ClosedJaxpr(
-        Jaxpr((), [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info), ()
-    )
+    opened = ClosedJaxpr(as_jaxpr([*jaxpr.constvars, *jaxpr.invars], jaxpr.eqns, jaxpr.outvars), ())
 
     def residuals(*args: Any) -> list[Any]:
         return jax.tree.leaves(jax.vjp(jaxpr_as_fun(opened), *args)[1])

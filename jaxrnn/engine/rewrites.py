@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
 from jax import lax
 
 from jaxrnn.engine.evaluate import Override, again, is_plain_product, product
@@ -24,6 +26,29 @@ def opened_remat(flat: Flat, carries: int) -> Flat:
         if not hiding:
             return flat
         flat = again(flat, opened=hiding)
+
+
+def placed_nowhere(flat: Flat) -> Flat:
+    """The step as one device runs it, without a word of the mesh that it was traced on; to be read, not run there."""
+    overrides: dict[int, Override] = {}
+    for equation in flat.equations:
+        if equation.primitive.name in ("pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint"):
+            overrides[id(equation)] = _operands(equation)
+    with on_no_mesh():
+        return again(flat._replace(consts=[]), overrides=overrides, type_of=_without_place)
+
+
+def _operands(equation: Equation) -> Override:
+    return lambda env: [read(env, a) for a in equation.invars]
+
+
+def _without_place(v: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
+
+
+def on_no_mesh() -> AbstractContextManager[Any]:
+    """Inside, programs are traced as they are outside of every mesh."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def split_products(flat: Flat, carries: int) -> Flat:

@@ -12,7 +12,7 @@ from jaxrnn.engine.evaluate import run, trace
 from jaxrnn.engine.ir import Flat, read
 from jaxrnn.engine.loop import Leaves, Step
 from jaxrnn.engine.partition import Parts, partition
-from jaxrnn.engine.rewrites import opened_remat, split_products
+from jaxrnn.engine.rewrites import opened_remat, placed_nowhere, split_products
 from jaxrnn.engine.rules import has_no_gradient, leaves_jax
 from jaxrnn.types import Tree
 
@@ -58,6 +58,11 @@ class TracedStep(NamedTuple):
     def without_consts(self) -> TracedStep:
         """The same, holding no values of the program that it was traced in."""
         return self._replace(flat=self.flat._replace(consts=[]))
+
+    def on_one_device(self) -> TracedStep:
+        """The same without values, and without a mesh if each device runs it on its own: to be priced."""
+        in_parts = jax.sharding.get_abstract_mesh().manual_axes
+        return self._replace(flat=placed_nowhere(self.flat)) if in_parts else self.without_consts()
 
     def parts(self, separate: bool = False) -> Parts | None:
         """What leaves the loop and what stays; None for a step that must be left alone."""

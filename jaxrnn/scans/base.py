@@ -55,7 +55,8 @@ class LoopProblem:
             return found, found.carry_out, found.ys
         # A weak type that must become strong, or an error: `lax.scan` does the one and raises the other.
         carry = self._as_lax_scan_finds()
-        return traced(self.f, carry, x), jax.tree.leaves(carry), found.ys
+        found = traced(self.f, carry, x)
+        return found, jax.tree.leaves(carry), found.ys
 
     def _as_lax_scan_finds(self) -> Tree:
         """The type of the carry after `lax.scan`'s own checks, errors and promotions."""

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn.engine.binomial import evaluations_keeping_carries, evaluations_mixed
-from jaxrnn.engine.ir import as_text, is_float
+from jaxrnn.engine.ir import as_text
 from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.memory import StepBytes, kept_under
+from jaxrnn.engine.rewrites import on_no_mesh
 from jaxrnn.scans.base import LoopProblem
 from jaxrnn.scans.checkpointing import checkpointed, kept_bytes, nested_sizes, segment_keeping_least
 from jaxrnn.scans.revolving import revolve
-from jaxrnn.trees import all_steps, nbytes, only, put, struct
+from jaxrnn.trees import all_steps, is_float, nbytes, only, put, struct
 from jaxrnn.types import Scan
 
 MOST_PASSES = 12  # beyond so many extra forward passes nobody would want the plan
@@ -41,19 +43,40 @@ class Pricing:
     """A loop to be planned: its step's trace, its length, and what the compiler says of candidates."""
 
     def __init__(self, problem: LoopProblem, inner: Scan):
-        self.traced, self.steps, self.reverse = problem.traced, problem.known_steps(), problem.reverse
-        self.carry, self.x = struct(problem.carry_types), struct(problem.x_types)
-        self.inner = inner
-        effects = [effect for e in self.traced.flat.equations for effect in e.effects]
+        self.steps, self.reverse, self.inner = problem.known_steps(), problem.reverse, inner
+        effects = [effect for e in problem.traced.flat.equations for effect in e.effects]
         if any(type(effect).__name__ == "NamedAxisEffect" for effect in effects):
             raise ValueError(
                 "within, plan: the step communicates over a named axis (a collective such as psum), so its gradient "
                 "cannot be compiled on its own to be priced; take checkpointed(...) instead"
             )
+        self.traced = problem.traced.on_one_device()
+        self.apart = on_no_mesh if self.traced.flat.equations is not problem.traced.flat.equations else nullcontext
+        types: list[Any] = [v.aval for v in [*self.traced.flat.const_vars, *self.traced.flat.inputs]]
+        if not all(isinstance(n, int) for t in types for n in t.shape):
+            raise ValueError(
+                f"within, plan: sizes must be known to be priced, got {', '.join(map(str, types))}; "
+                "export with jaxrnn.scan, or with definite sizes"
+            )
+        with self.apart():
+            moving = struct(types)
+            self.consts = moving[: len(self.traced.flat.const_vars)]
+            inputs = moving[len(self.consts) :]
+            self.carry, self.x = inputs[: self.traced.carries], inputs[self.traced.carries :]
+            kept = self._kept() if self.steps else 0
         self.repeatable = not self.traced.leaves_jax
         self.outputs = 2 * self.steps * nbytes(self.traced.ys)
-        kept = kept_under(inner, problem.step, self.carry, self.x) if self.steps else 0
         self.cost = StepBytes(nbytes(self.carry), kept, nbytes(self.x))
+
+    def _kept(self) -> int:
+        """Bytes that the inner scan keeps per step."""
+        found: list[int] = []
+
+        def asked(consts: Leaves) -> None:
+            found.append(kept_under(self.inner, self.traced.at(consts), self.carry, self.x))
+
+        jax.eval_shape(asked, self.consts)  # the weights are types; as tracers the step can close over them
+        return found[0]
 
     @functools.cached_property
     def key(self) -> Any:
@@ -71,8 +94,7 @@ class Pricing:
         return _COMPILED[key]
 
     def _compiled_bytes(self, strategy: Scan) -> int:
-        traced, (given, x) = self.traced.without_consts(), (self.traced.flat.const_vars, self.x)
-        moves = [is_float(v) for v in given]
+        traced, moves = self.traced, [is_float(v) for v in self.consts]
 
         def loss(moving: Leaves, init: Leaves, consts: Leaves, xs: Leaves) -> jax.Array:
             """Any loss on the last carry and the outputs whose cotangents depend on their values."""
@@ -84,8 +106,9 @@ class Pricing:
         def gradient(consts: Leaves, init: Leaves, xs: Leaves) -> Any:
             return jax.grad(loss, (0, 1), allow_int=True)(only(moves, consts), init, consts, xs)
 
-        consts, xs = struct([v.aval for v in given]), all_steps(x, self.steps)
-        analysis = jax.jit(gradient).lower(consts, self.carry, xs).compile().memory_analysis()
+        with self.apart():
+            xs = all_steps(self.x, self.steps)
+            analysis = jax.jit(gradient).lower(self.consts, self.carry, xs).compile().memory_analysis()
         if analysis is None:
             raise RuntimeError(f"within: the backend {jax.default_backend()!r} reports no memory analysis")
         return int(analysis.temp_size_in_bytes)
