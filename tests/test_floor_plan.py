@@ -15,7 +15,8 @@ scans.loops scans.checkpointing scans.truncation scans.fission scans.sums scans.
 scans
 sequence.unrolling sequence.generation sequence
 losses.stepwise losses
-training.optimizers training.runs training.streams training.step training.fitting training
+training.optimizers training.streams training.step training.files training.locks training.records training.checkpoints
+training.runs training.stopping training.progress training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
 graphs.drawing graphs
