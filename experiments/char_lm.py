@@ -184,7 +184,7 @@ def complete_from_run(config: Config, console: Console) -> None:
     known = {f.name for f in dataclasses.fields(Config)} - set(NOT_TRAINING)
     saved = dataclasses.replace(config, **{k: v for k, v in recorded.items() if k in known})
     net, _, params, optimizer, state = start(saved)
-    with rnn.training.Run(config.run, recorded) as run:
+    with rnn.training.Run(config.run, read_only=True) as run:
         restored = run.restore(rnn.training.create(params, optimizer, jax.random.key(0), state))
     console.print(config.complete + completion(config, net, restored.params, config.complete), markup=False)
 

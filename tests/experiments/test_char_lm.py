@@ -70,7 +70,8 @@ def has_a_checkpoint(folder):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_char_lm_interrupted_says_how_to_go_on(signum, code, tmp_path, short_text):
+def test_char_lm_interrupted_says_how_to_go_on(signum, code, tmp_path, short_text, monkeypatch):
+    monkeypatch.setattr(char_lm, "announce", lambda *_: None)  # what comes before training
     folder = tmp_path / "run"
     stop = lambda: os.kill(os.getpid(), signum)
     threading.Thread(target=when_a_checkpoint_is_there, args=(folder, stop), daemon=True).start()

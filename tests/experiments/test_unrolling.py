@@ -13,8 +13,10 @@ from tests.experiments.program import complains, is_picture, launched, table
     [(("adding",), ("tanh",)), pytest.param(("adding", "copy"), ("tanh", "gru"), marks=pytest.mark.slow)],
 )
 def test_unrolling_draws_checks_trains_and_goes_on(asked, nets, tmp_path, monkeypatch):
-    if len(nets) == 1:
+    if len(nets) == 1:  # in little: one drawing, and no gradients looked at
         monkeypatch.setattr(unrolling, "DRAWN", {"elman": unrolling.DRAWN["elman"]})
+        gradients = {"rate": 0.5, "lyapunov": [-0.7], "spectrum": [0.5, 1.0], "copies": [0.5, 1.0]}
+        monkeypatch.setattr(unrolling, "measured", lambda *_, **__: lambda params: gradients)
     folder, names = tmp_path / "run", list(unrolling.DRAWN)
     arguments = ["--tasks", *asked, "--nets", *nets, *"--delays 1 2 --size 4 --batch 2 --steps 2".split()]
     code, out, err = launched("unrolling", *arguments, "--run", folder)
