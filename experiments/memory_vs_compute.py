@@ -87,7 +87,7 @@ def gradient(config: Config, steps: int, scan: jaxrnn.Scan) -> tuple[Any, tuple[
     cell, params, x = net(config)
 
     def loss(params: Any, xs: jax.Array) -> jax.Array:
-        state, _ = jaxrnn.unroll(cell, params, xs, scan=scan, outputs=False)
+        state, _ = jaxrnn.unroll(cell, params, xs, scan=scan, outputs="none")
         return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state))
 
     return jax.grad(loss), (params, jax.ShapeDtypeStruct((steps, *x.shape), x.dtype))
