@@ -67,7 +67,7 @@ def gradient(config: Config, steps: int, scan: rnn.Scan) -> tuple[Any, tuple[Any
     cell, params, x = net(config)
 
     def loss(params: Any, xs: jax.Array) -> jax.Array:
-        state, _ = rnn.unroll(cell, params, xs, scan=scan, outputs=False)
+        state, _ = rnn.unroll(cell, params, xs, scan=scan, outputs="none")
         return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state))
 
     return jax.grad(loss), (params, jax.ShapeDtypeStruct((steps, *x.shape), x.dtype))

@@ -73,7 +73,7 @@ def row(steps: int, limit: str, console: Console) -> dict[str, Any]:
 
     def gradient(scan: rnn.Scan) -> Any:
         def loss(params: Any, xs: jax.Array) -> jax.Array:
-            state, _ = rnn.unroll(cell, params, xs, scan=scan, outputs=False)
+            state, _ = rnn.unroll(cell, params, xs, scan=scan, outputs="none")
             return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state))
 
         return jax.jit(jax.grad(loss))

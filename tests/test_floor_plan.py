@@ -6,12 +6,12 @@ from pathlib import Path
 import jaxrnn
 
 FLOORS = """
-types checks trees inference
+types pickling checks trees meshes inference
 cells.base cells.simple cells.gated cells.layers cells
 combinators.stacking combinators.noise combinators.masking combinators
 engine.ir engine.partition engine.minimum_cut engine.linearize engine.deferral engine.step engine.segments
 engine.program engine.binomial engine.scheduled_loop engine.memory engine
-scans.loops scans.checkpointing scans.truncation scans.fission scans.sums scans.revolving scans.planner scans.budget
+scans.loops scans.checkpointing scans.truncation scans.fission scans.revolving scans.planner scans.budget
 scans
 sequence.unrolling sequence.generation sequence
 losses.stepwise losses
