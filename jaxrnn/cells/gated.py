@@ -48,6 +48,14 @@ def lstm(
     Cost: 8 H (D + H) FLOPs per step and example; about 12H numbers kept per step by `lax.scan`.
     Raises: ValueError or TypeError at construction for a bad size, projection or dtype.
     Hochreiter and Schmidhuber 1997; Gers et al. 2002 (peepholes); Sak et al. 2014 (projection).
+
+    >>> cell, x = lstm(4), jnp.ones((2, 3))  # 4 units; one step's input of 2 sequences, 3 features each
+    >>> params = cell.init(jax.random.key(0), x)
+    >>> {name: weight.shape for name, weight in sorted(params.items())}
+    {'U': (3, 16), 'W': (4, 16), 'b': (16,)}
+    >>> state, y = cell.step(params, cell.initial_state(params, (2,)), x)
+    >>> state.c.shape, y.shape
+    ((2, 4), (2, 4))
     """
     size = checks.positive_int("lstm", "size", size)
     dtype = checks.float_dtype("lstm", dtype)

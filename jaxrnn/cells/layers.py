@@ -18,6 +18,9 @@ def lift(fn: Callable[..., Tree]) -> Cell:
     """A function of one step's input as a cell without parameters, state or randomness: y_t = fn(x_t).
 
     x and y are whatever fn takes and gives. Raises TypeError if fn is not callable.
+
+    >>> lift(lambda x: 2 * x).step((), (), 3)
+    ((), 6)
     """
     if not callable(fn):
         raise TypeError(f"lift: fn must be a function of one step's input, got {fn!r}")
@@ -68,6 +71,11 @@ def layer(module: nn.Module, **options: Any) -> Cell:
     from it as its "dropout" stream. Shapes, cost and dtype are the module's own.
     Raises: TypeError for anything but a flax.linen module (a class, an nnx module, an RNN cell);
     ValueError at init if the module has variables other than parameters.
+
+    >>> cell = layer(nn.Dense(5))
+    >>> params = cell.init(jax.random.key(0), jax.ShapeDtypeStruct((3,), "float32"))
+    >>> cell.step(params, (), jax.numpy.ones((2, 3)))[1].shape
+    (2, 5)
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"layer: module must be a flax.linen module such as nn.Dense(64), got {module!r}")

@@ -44,6 +44,11 @@ def elman(
     derivative, 2H numbers per step.
     Raises: ValueError or TypeError at construction for a bad size, dtype or activation.
     Elman 1990, "Finding structure in time".
+
+    >>> cell = elman(1, activation=lambda a: a)
+    >>> params = {"U": jnp.ones((1, 1)), "W": jnp.full((1, 1), 0.5), "b": jnp.zeros(1)}
+    >>> jax.lax.scan(lambda h, x: cell.step(params, h, x), jnp.zeros(1), jnp.ones((3, 1)))[1].ravel().tolist()
+    [1.0, 1.5, 1.75]
     """
     size = checks.positive_int("elman", "size", size)
     dtype = checks.float_dtype("elman", dtype)
