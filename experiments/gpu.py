@@ -74,10 +74,10 @@ def matrix(folder: Path, tiny: bool) -> None:
     there = set(installed())
     if not {"pytest", "hypothesis"} <= there:
         sys.exit("left out: pytest and hypothesis are not both installed; the scans above stand for it")
-    which = "float64 and plain and elman" if tiny else "float64 and (elman or mgu or graph)"
-    options = ["-n", "4"] if "pytest-xdist" in there else []
-    command = [*PYTHON, "-m", "pytest", "-o", "addopts=", "-q", *options, "-k", which, "tests/scans/test_matrix.py"]
-    sys.exit(subprocess.run(command).returncode)
+    which = "float64 and mgu and python_loop" if tiny else "float64 and (elman or mgu or graph)"
+    options = ["-n", "4"] if "pytest-xdist" in there and not tiny else []
+    options += ["-o", "addopts=", "-q", "-m", "not slow", "-k", which]
+    sys.exit(subprocess.run([*PYTHON, "-m", "pytest", *options, "tests/scans/test_matrix.py"]).returncode)
 
 
 def speed(folder: Path, tiny: bool) -> None:
