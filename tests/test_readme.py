@@ -57,7 +57,7 @@ assert "no error comes back" in pathlib.Path("net.svg").read_text()
 }
 
 
-SLOW = ("Functions", "Memory against compute")
+SLOW = ("Three things", "Functions", "Memory against compute", "Gradients in every copy")
 EXAMPLES = {
     "Gradients in every copy": """
 whole = jax.grad(lambda p: loss(*rnn.unroll(net, p, xs)))(params)
