@@ -90,11 +90,6 @@ def a_scan(where: str, name: str, value: Any) -> Any:
         raise TypeError(f"{where}: {name} must be a scan such as jax.lax.scan or checkpointed(), got {value!r}")
     if isinstance(value, type):
         raise TypeError(f"{where}: {name} is the class {value.__name__}; make a value of it: {value.__name__}(...)")
-    if name == "inner" and getattr(value, "adds_outputs_up", False):
-        raise TypeError(
-            f"{where}: inner must return the outputs of all steps, but {type(value).__name__} adds them up; "
-            f"put it outside: summed({where}(...))"
-        )
     return value
 
 

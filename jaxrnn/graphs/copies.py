@@ -46,6 +46,12 @@ def unrolled(net: Cell, steps: int) -> Unrolled:
     `jaxrnn.truncated(segment)` lets no gradient pass, and evaluates accordingly; `draw` draws it.
     Cost: steps times the vertices and edges. Raises: TypeError if net was not made by `graph`,
     ValueError for steps below 1.
+
+    >>> import jaxrnn as rnn
+    >>> net = rnn.graph({"h": (lambda x, h: x - h, ["x", rnn.prev("h")])}, output="h")
+    >>> deep = unrolled(net, steps=3)
+    >>> deep.depth, len(deep.edges), deep.critical_path
+    (3, 6, (('h', 0), ('h', 1), ('h', 2)))
     """
     graph_of("unrolled", net)
     return Unrolled(net, checks.positive_int("unrolled", "steps", steps))

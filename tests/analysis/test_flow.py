@@ -9,7 +9,7 @@ import pytest
 
 import jaxrnn as rnn
 from tests.reference import assert_close, scalar
-from tests.test_matrix import B, T, options, problem
+from tests.scans.test_matrix import B, T, options, problem
 from tests.zoo import SCANS, D, H, sequence
 
 LONG = 60

@@ -11,7 +11,7 @@ from jax import lax
 import jaxrnn as rnn
 from tests import reference
 from tests.reference import assert_close, scalar
-from tests.test_matrix import B, T, options, problem
+from tests.scans.test_matrix import B, T, options, problem
 from tests.zoo import CELLS, SCANS, H, sequence
 
 

@@ -14,8 +14,8 @@ import pytest
 import jaxrnn as rnn
 from jaxrnn import prev
 from tests import reference
+from tests.engine.test_fission import equations_of
 from tests.reference import assert_close, scalar
-from tests.test_fission import equations_of
 from tests.zoo import SCANS, D, H, sequence
 
 T, B = 5, 2
