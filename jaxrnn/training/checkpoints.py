@@ -21,6 +21,10 @@ from jaxrnn.types import Tree
 
 Array = np.ndarray[Any, Any]
 Inventory = dict[str, str]  # leaf path -> dtype and shape
+Digests = dict[str, str]  # file, from the checkpoint's folder on -> digest of its bytes
+
+_STATE, _ABOUT = "state", "about.json"  # what orbax writes, and what we say about it
+_BYTES = "bytes"  # the one array in it
 
 # What is not, or no longer, a checkpoint has one of these after its number, until it is gone.
 _UNFINISHED, _REMOVED = ".unfinished", ".removed"
@@ -58,18 +62,18 @@ class Checkpoints:
                 f"checkpoint {step} was not written: {self.folder.parent} holds one of step {newest[0]}; "
                 "delete that one first, or save in another folder"
             )
-        plain = _plain(state)
-        leaves = _numbered(plain)
-        if not leaves:
+        leaves = _plain(state)
+        packed = _packed(leaves)
+        if not packed.size:
             raise ValueError("Run.save: state has no arrays with elements, so there is nothing to save")
         draft = self.folder / f"{step}{_UNFINISHED}"
         try:
             self.folder.mkdir(exist_ok=True)
             self.clear()
+            draft.mkdir()
             with _orbax() as (store, args):
-                store.save(
-                    draft, args=args.Composite(state=args.StandardSave(leaves), about=args.JsonSave(_seal(plain)))
-                )
+                store.save(draft / _STATE, args=args.StandardSave({_BYTES: packed}))
+            (draft / _ABOUT).write_text(_sealed(_inventory(leaves), _digests(draft)), encoding="utf-8")
             draft.rename(self.folder / str(step))
         except Exception as error:  # noqa: BLE001  orbax raises whatever its layers raise
             with contextlib.suppress(RunError):
@@ -97,41 +101,34 @@ class Checkpoints:
         place = self.folder / str(step)
         wanted = _plain(template)
         try:
-            inventory, digest = self._about(place)
-            if inventory != _inventory(wanted):
-                raise _another_model(place, inventory, _inventory(wanted))
-            plain = self._leaves(place, wanted)
-            if _digest(plain) != digest:
-                raise ValueError("its bytes are not those that were saved")
-        except RunError:
-            raise
+            inventory = _unsealed(place)
+        except (_Damaged, OSError) as error:
+            raise self._unusable(place, [s for s in known if s < step], error) from error
+        if inventory != _inventory(wanted):
+            raise _another_model(place, inventory, _inventory(wanted))
+        empty = np.empty_like(_packed(wanted))
+        try:
+            with _orbax() as (store, args):
+                packed = store.restore(place / _STATE, args=args.StandardRestore({_BYTES: empty}))[_BYTES]
         except Exception as error:  # noqa: BLE001
-            raise self._damaged(place, [s for s in known if s < step], error) from error
-        return _like(template, plain)
+            raise self._unusable(place, [], error) from error
+        return _like(template, _unpacked(packed, wanted))
 
-    def _about(self, place: Path) -> tuple[Inventory, str]:
-        """(what the leaves are, the digest of their bytes). Raises whatever there is to raise if it is damaged."""
-        with _orbax() as (store, args):
-            about = store.restore(place, args=args.Composite(about=args.JsonRestore())).about
-        inventory, digest = about["leaves"], about["digest"]
-        if about["seal"] != _digest_of_texts(inventory, digest):
-            raise ValueError("what it says about itself is not what was saved")
-        return inventory, digest
-
-    def _leaves(self, place: Path, wanted: Tree) -> Tree:
-        with _orbax() as (store, args):
-            found = store.restore(place, args=args.Composite(state=args.StandardRestore(_numbered(wanted)))).state
-        leaves = [np.asarray(found.get(str(n), leaf)) for n, leaf in enumerate(jax.tree.leaves(wanted))]
-        return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-
-    def _damaged(self, place: Path, earlier: list[int], error: Exception) -> RunError:
+    def _unusable(self, place: Path, earlier: list[int], error: Exception) -> RunError:
+        """Of what is wrong with a checkpoint the kindest reading: gone, not to be read, or else damaged."""
         if not place.exists():
             return RunError(
                 f"checkpoint {place} was removed while it was read, as the process that trains there "
                 "keeps only its newest; try again"
             )
+        if not isinstance(error, _Damaged):
+            return RunError(f"checkpoint {place} cannot be read ({reason(error)}); see to that, and start again")
         remedy = f"to go on from step {earlier[-1]}" if earlier else "to start anew"
-        return RunError(f"checkpoint {place} is damaged ({reason(error)}); delete {place} {remedy}")
+        return RunError(f"checkpoint {place} is damaged ({error}); delete {place} {remedy}")
+
+
+class _Damaged(ValueError):
+    """Which of a checkpoint's files is not as it was saved."""
 
 
 def _is_remnant(name: str) -> bool:
@@ -149,10 +146,59 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "about")) as store:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as store:
             yield store, ocp.args
     finally:
         logger.setLevel(level)
+
+
+# --- the seal: a checkpoint says what is in it, and the digest of each of its files
+
+
+def _sealed(inventory: Inventory, digests: Digests) -> str:
+    return json.dumps({"leaves": inventory, "files": digests, "seal": _digest_of_texts(inventory, digests)}, indent=1)
+
+
+def _unsealed(place: Path) -> Inventory:
+    """What is in a checkpoint, once every byte of it is found to be what was saved.
+
+    Files are read here before orbax reads them: what it raises about a damaged one depends on which of
+    its threads comes first, and some of it goes to the terminal.
+    Raises: _Damaged, naming the file; OSError where one cannot be read.
+    """
+    if not (place / _ABOUT).is_file():
+        raise _Damaged(f"its file {_ABOUT} is missing")
+    text = (place / _ABOUT).read_bytes()
+    try:
+        about = json.loads(text)
+        inventory, digests = about["leaves"], about["files"]
+        sound = about["seal"] == _digest_of_texts(inventory, digests)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise _Damaged(f"its file {_ABOUT} is not as it was saved")
+    for name, digest in digests.items():
+        if not (place / name).is_file():
+            raise _Damaged(f"its file {name} is missing")
+        if _digest_of_file(place / name) != digest:
+            raise _Damaged(f"its file {name} is not as it was saved")
+    return inventory
+
+
+def _digests(folder: Path) -> Digests:
+    return {str(p.relative_to(folder)): _digest_of_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _digest_of_texts(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+# --- states as orbax takes them
 
 
 def _another_model(place: Path, there: Inventory, here: Inventory) -> RunError:
@@ -168,11 +214,11 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(tree: Tree) -> Tree:
-    """Host copies of all leaves, PRNG keys as their data."""
+    """All leaves on the host, PRNG keys as their data."""
 
     def plain(leaf: Any) -> Array:
         data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        return np.array(data, dtype=jnp.result_type(data))
+        return np.asarray(data, dtype=jnp.result_type(data))
 
     return jax.tree.map(plain, tree)
 
@@ -187,28 +233,25 @@ def _like(template: Tree, plain: Tree) -> Tree:
     return jax.tree.map(like, template, plain)
 
 
-def _numbered(plain: Tree) -> dict[str, Array]:
-    """What orbax is given: leaves by their place, but for those without elements, which it cannot store."""
-    return {str(n): leaf for n, leaf in enumerate(jax.tree.leaves(plain)) if leaf.size}
+def _packed(plain: Tree) -> Array:
+    """All leaves' bytes, one leaf after the other [bytes].
+
+    orbax writes and reads arrays all at once, and where several fail it raises what the first raises,
+    while what the others raise goes to the terminal; so it is given one.
+    """
+    leaves = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(plain)]
+    return np.concatenate([np.empty(0, np.uint8), *leaves])
+
+
+def _unpacked(packed: Array, plain: Tree) -> Tree:
+    """The inverse of `_packed`; `plain` gives the structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(plain)
+    ends = np.cumsum([leaf.nbytes for leaf in leaves])
+    parts = [packed[end - leaf.nbytes : end].copy() for leaf, end in zip(leaves, ends, strict=True)]
+    shaped = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def _inventory(plain: Tree) -> Inventory:
     leaves = jax.tree_util.tree_leaves_with_path(plain)
     return {jax.tree_util.keystr(path): checks.describe(leaf) for path, leaf in leaves}
-
-
-def _seal(plain: Tree) -> dict[str, Any]:
-    """What a checkpoint says about itself, so that no byte of it can change unnoticed."""
-    inventory, digest = _inventory(plain), _digest(plain)
-    return {"leaves": inventory, "digest": digest, "seal": _digest_of_texts(inventory, digest)}
-
-
-def _digest(plain: Tree) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(plain):
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data if leaf.size else b"")
-    return digest.hexdigest()
-
-
-def _digest_of_texts(*parts: Any) -> str:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()

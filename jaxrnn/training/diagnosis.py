@@ -82,10 +82,10 @@ def _which_gradients(loss: jax.Array, sizes: Tree) -> str:
     by_name = {checks.leaf_name("params", p): float(n) for p, n in jax.tree_util.tree_leaves_with_path(sizes)}
     broken = [name for name, size in by_name.items() if not np.isfinite(size)]
     if broken:
-        return f", the gradient is not finite by {_some(broken)}"
+        return f", the gradient is not finite in {_some(broken)}"
     if np.isfinite(loss) and by_name:
         largest = max(by_name, key=by_name.__getitem__)
-        return f", every gradient is finite but so large that their norm is not (by {largest} {by_name[largest]:.3g})"
+        return f", every gradient is finite but so large that their norm is not (in {largest} {by_name[largest]:.3g})"
     return ", and so is every gradient"
 
 
@@ -121,7 +121,8 @@ def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def _such(state: TrainState, size: int) -> str:
-    """The parameters that are arrays of so many."""
+    """The parameters that are tables of so many rows."""
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    names = [checks.leaf_name("params", path) for path, leaf in leaves if jnp.shape(leaf)[:1] == (size,)]
+    tables = [path for path, leaf in leaves if jnp.ndim(leaf) > 1 and jnp.shape(leaf)[0] == size]
+    names = [checks.leaf_name("params", path) for path in tables]
     return f", such as {_some(names)}" if names else ""

@@ -2,7 +2,8 @@
 
 folder/run.json         what the run is: the caller's configuration
 folder/metrics.jsonl    one JSON object per line, each with its "step"
-folder/checkpoints/N/   the training state after N steps, by orbax, complete or not there at all
+folder/checkpoints/N/   the training state after N steps, by orbax, complete or not there at all;
+                        about.json in it has the digest of each file
 folder/run.lock         held by the process that writes here, and by nobody once that has ended
 """
 
@@ -91,7 +92,7 @@ class Run:
     def restore(self, template: Tree, step: int | None = None) -> Tree:
         """The newest checkpoint (or that of a step), with the structure of `template`.
 
-        Every byte is checked against the digest that was saved with it.
+        Every file is checked against the digest that was saved with it, before it is used.
         Raises: RunError if there is none, it is damaged, or it holds something else than the template.
         """
         return self._checkpoints.restore(template, step)

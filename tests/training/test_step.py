@@ -31,12 +31,12 @@ def stepped(loss_fn, params, batch, *, steps=1, optimizer=None, carry=None, **op
 
 
 def test_the_train_step_is_the_plain_update():
-    given, optimizer = recurrent(), optax.sgd(0.1)
+    given, optimizer = tiny(), optax.sgd(0.1)
     state = rnn.training.create(given["params"], optimizer, given["key"], given["carry"])
     batch, key = given["batches"](0), jax.random.fold_in(given["key"], 0)
-    grads = jax.jit(jax.grad(lambda p: recurrent_loss(p, batch, key, given["carry"])[0]))(given["params"])
+    grads = jax.jit(jax.grad(lambda p: tiny_loss(p, batch, key, given["carry"])[0]))(given["params"])
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, given["params"], grads)
-    new, metrics = rnn.training.make_train_step(recurrent_loss, optimizer)(state, batch)
+    new, metrics = rnn.training.make_train_step(tiny_loss, optimizer)(state, batch)
     chex.assert_trees_all_close(new.params, expected, rtol=1e-5, atol=1e-7)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))  # donated
