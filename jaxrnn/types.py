@@ -59,7 +59,10 @@ class Cell(NamedTuple):
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(tuple(map(_parts, self)))
+        try:
+            return hash(tuple(map(_parts, self)))
+        except TypeError:  # an option that has no hash, such as a list of Flax modules
+            return hash(tuple(getattr(function, "__func__", None) for function in self))
 
 
 def _parts(function: Callable[..., Any]) -> Any:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks, meshes
+from jaxrnn import checks, meshes, trees
 from jaxrnn.combinators.stacking import Around
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
@@ -66,7 +66,7 @@ def _zeros(tree: Tree) -> Tree:
 
 def _zeros_for_nans(tree: Tree) -> Tree:
     """Zeros for the leaves that can hold a NaN; integers stay, so that their embedding can leave the loop."""
-    return jax.tree.map(lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+    return jax.tree.map(lambda a: jnp.zeros_like(a) if trees.is_float(a) else a, tree)
 
 
 def masked(cell: Cell, *, live: Callable[[Tree], jax.Array] | None = None) -> Cell:
@@ -114,7 +114,7 @@ def _has_nan(tree: Tree, batch_dims: int) -> jax.Array:
     found = [
         jnp.any(jnp.isnan(leaf), axis=tuple(range(batch_dims, leaf.ndim)))
         for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if trees.is_float(leaf)
     ]
     return reduce(operator.or_, found) if found else jnp.zeros((), jnp.bool_)
 

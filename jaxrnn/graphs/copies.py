@@ -14,7 +14,7 @@ from jax import lax
 from jaxrnn import checks, inference
 from jaxrnn.graphs.assembly import Graph, GraphState, graph_of
 from jaxrnn.graphs.statement import Vertex, combined, delay_of, name_of
-from jaxrnn.trees import first_step
+from jaxrnn.trees import first_step, is_float
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 Copy = tuple[str, int]  # (name of a vertex or input, step); a step below 0 is a start
@@ -186,7 +186,6 @@ class Unrolled:
 
 def _constant(tree: Tree) -> Tree:
     """The same values, without gradient."""
-    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
     return jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if is_float(leaf) else leaf, tree)
 
 
