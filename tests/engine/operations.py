@@ -34,6 +34,10 @@ class Operation(NamedTuple):
     narrow: bool = True  # False: not in 16 bits, or a small difference there makes a large one
 
 
+def _complex(re, im=None):
+    return lax.complex(re, jnp.zeros_like(re) if im is None else im)
+
+
 def _pushed(here, a):
     """A ring buffer: the newest vector replaces the oldest."""
     return lax.dynamic_update_slice_in_dim(here.more["buffer"], a[None], here.n % SLOTS, axis=0)
@@ -41,7 +45,9 @@ def _pushed(here, a):
 
 CARRIES = {
     "buffer": Carry(lambda dtype: jnp.full((SLOTS, N), 0.3, dtype), _pushed),
-    "turning": Carry(lambda dtype: jnp.full(N, 0.5 + 0.2j), lambda here, a: here.more["turning"] * (0.6 + 0.7j) + a),
+    "turning": Carry(
+        lambda dtype: jnp.full(N, 0.5 + 0.2j), lambda here, a: here.more["turning"] * (0.6 + 0.7j) + _complex(a)
+    ),
     "places": Carry(
         lambda dtype: jnp.arange(N, dtype=jnp.int32), lambda here, a: (3 * here.more["places"] + here.n) % 4
     ),
@@ -136,7 +142,7 @@ def _written(here, u, v):
 
 
 def _complex_weight(here, u, v):
-    return jnp.abs(u @ (here.w[0] + 1j * here.w[2]) + (2 + v.astype(complex)))
+    return jnp.abs(_complex(u) @ _complex(here.w[0], here.w[2]) + _complex(v + 2))
 
 
 def _convolved(here, u, v):
@@ -145,24 +151,21 @@ def _convolved(here, u, v):
 
 
 def _phase(here, u, v):
-    return jnp.real(jnp.exp(1j * u) * v)
+    return jnp.real(jnp.exp(_complex(jnp.zeros_like(u), u))) * v
 
 
 def _turned(here, u, v):
     turning = here.more["turning"]
-    return jnp.imag(turning * u) + jnp.abs(turning @ (here.w[3] + 0.5j)) * v
+    return jnp.imag(turning * _complex(u)) + jnp.abs(turning @ _complex(here.w[3], here.w[0])) * v
 
 
 def _noise(impl):
-    return lambda here, u, v: u + 0.3 * jax.random.normal(here.more[impl], u.shape, u.dtype) * v
+    return lambda here, u, v: u + jax.random.uniform(here.more[impl], u.shape, u.dtype) * v
 
 
-def _dropped(impl):
-    def run(here, u, v):
-        keep = jax.random.bernoulli(jax.random.fold_in(here.more[impl], here.n), 0.6, u.shape)
-        return jnp.where(keep, u @ here.w[1], v)
-
-    return run
+def _dropped(here, u, v):
+    keep = jax.random.bernoulli(jax.random.fold_in(here.more["rbg"], here.n), 0.6, u.shape)
+    return jnp.where(keep, u @ here.w[1], v)
 
 
 def _drawn_from_a_carried_key(here, u, v):
@@ -216,6 +219,6 @@ OPERATIONS = {
         lambda here, u, v: u[here.more["places"] % N] + here.w[here.more["places"][0], 1], reads=("places",)
     ),
     **{f"noise, {impl}": Operation(_noise(impl), reads=(impl,)) for impl in KEYS},
-    **{f"dropout, {impl}": Operation(_dropped(impl), reads=(impl,)) for impl in KEYS},
+    "dropout by the counter": Operation(_dropped, reads=("rbg",)),
     "a carried key": Operation(_drawn_from_a_carried_key, reads=("carried key",)),
 }

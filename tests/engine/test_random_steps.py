@@ -93,35 +93,35 @@ def varied(program, dtype):
     return (w, floats, x), keys, {name: leaf for name, leaf in carry.items() if name not in floats}
 
 
-def everything(scan, program):
-    """Values, all gradients, gradients under vmap; and a directional derivative and a Hessian-vector product."""
+def everything(scan, program, under_vmap):
+    """Values, all gradients, a directional derivative, a Hessian-vector product, gradients under vmap."""
     arguments, keys, integers = varied(program, jnp.float64)
     run = loss_of(program, scan, keys, integers)
+    loss = lambda *args: run(*args)[0]
+    gradient = jax.grad(loss, (0, 1, 2))
 
     def compute(w, s, x):
-        loss = lambda *args: run(*args)[0]
-        gradient = jax.grad(loss, (0, 1, 2))
-        direction = jax.tree.map(jnp.cos, (w, s, x))
-        many = jnp.stack([x, -x], 1)
-        found = {
-            "values": run(w, s, x)[1],
-            "gradient": gradient(w, s, x),
-            "grad of vmap": jax.grad(lambda w: jnp.sum(jax.vmap(loss, (None, None, 1))(w, s, many)))(w),
-            "vmap of grad": jax.vmap(gradient, (None, None, 1))(w, s, many),
-        }
+        found = {"values": run(w, s, x)[1]}
         if all(part.forward for part in program.parts):
+            direction = jax.tree.map(jnp.cos, (w, s, x))
+            found["gradient, Hessian-vector product"] = jax.jvp(gradient, (w, s, x), direction)
             found["jvp"] = jax.jvp(loss, (w, s, x), direction)[1]
-            found["Hessian-vector product"] = jax.jvp(gradient, (w, s, x), direction)[1]
+        else:
+            found["gradient"] = gradient(w, s, x)
+        if under_vmap:
+            many = jnp.stack([x, -x], 1)
+            found["grad of vmap"] = jax.grad(lambda w: jnp.sum(jax.vmap(loss, (None, None, 1))(w, s, many)))(w)
+            found["vmap of grad"] = jax.vmap(gradient, (None, None, 1))(w, s, many)
         return found
 
     return jax.jit(compute)(*arguments)
 
 
-def compare(program, how):
+def compare(program, how, under_vmap=True):
     with jax.enable_x64(True):
-        want = everything(lax.scan, program)
+        want = everything(lax.scan, program, under_vmap)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(want)), program
-        assert_close(everything(HOW[how], program), want, 1e-10, program)
+        assert_close(everything(HOW[how], program, under_vmap), want, 1e-10, program)
 
 
 def alone(name, reverse=False):
@@ -131,7 +131,14 @@ def alone(name, reverse=False):
 
 @pytest.mark.parametrize(("name", "how"), [(name, list(HOW)[n % len(HOW)]) for n, name in enumerate(OPERATIONS)])
 def test_each_operation_is_as_under_lax_scan(name, how):
-    compare(alone(name), how)
+    compare(alone(name), how, under_vmap=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_is_as_under_lax_scan_in_reverse_and_under_vmap(name, how):
+    compare(alone(name, reverse=True), how)
 
 
 def programs(names):

@@ -12,7 +12,6 @@ from jax import lax
 
 import jaxrnn as rnn
 from jaxrnn import checks
-from jaxrnn.scans import summed
 from tests import reference
 from tests.reference import assert_close, scalar
 from tests.scans.test_matrix import options, problem
@@ -226,7 +225,7 @@ def test_other_bad_arguments():
         rnn.within(10, inner=3)
     for make in (rnn.revolve, rnn.checkpointed, rnn.truncated):
         with pytest.raises(TypeError, match="inner must return the outputs of all steps"):
-            make(2, inner=summed())
+            make(2, inner=rnn.summed())
     with pytest.raises(TypeError, match="within: inner must be hashable"):
         rnn.within(10, inner=type("Unhashable", (), {"__hash__": None, "__call__": lambda self: None})())
     with pytest.raises(TypeError, match="within: report"):
@@ -305,7 +304,7 @@ def test_summed_is_the_sum_and_leaves_no_logits_behind():
     lengths = jnp.array([400, 3, 0, 77])
 
     def total(params, scan):
-        _, nats = rnn.unroll(net, params, (tokens, tokens), lengths=lengths, scan=summed(scan))
+        _, nats = rnn.unroll(net, params, (tokens, tokens), lengths=lengths, scan=rnn.summed(scan))
         assert nats.shape == (4,)
         return jnp.sum(nats)
 
@@ -336,11 +335,11 @@ def _adding(net):
 
 def test_summed_widens_and_refuses():
     step = lambda c, x: (c, {"small": x, "yes": x > 1})
-    _, total = summed(lax.scan)(step, jnp.zeros(()), jnp.full(300, 2, jnp.bfloat16))
+    _, total = rnn.summed(lax.scan)(step, jnp.zeros(()), jnp.full(300, 2, jnp.bfloat16))
     assert total["small"].dtype == jnp.float32 and float(total["small"]) == 600
     assert total["yes"].dtype == jnp.int32 and int(total["yes"]) == 300
     with pytest.raises(TypeError, match=r"summed: y\['k'\]"):
-        summed()(lambda c, x: (c, {"k": x}), 0.0, jax.random.split(jax.random.key(0), 3))
+        rnn.summed()(lambda c, x: (c, {"k": x}), 0.0, jax.random.split(jax.random.key(0), 3))
 
 
 def test_a_state_alone_needs_no_outputs():
