@@ -69,6 +69,24 @@ def shuffled(text: Text, piece: int, seed: int) -> Text:
     return _joined([pieces[k] for k in order])
 
 
+def symbols(text: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(input, target, whether a module begins) for every byte; a module's first byte follows a newline."""
+    targets = np.frombuffer(text.content, np.uint8).astype(np.int32)
+    inputs = np.concatenate([[ord("\n")], targets[:-1]]).astype(np.int32)
+    return np.where(text.starts, ord("\n"), inputs).astype(np.int32), targets, text.starts
+
+
+def side_by_side(text: Text, streams: int, window: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """All of a text as parallel streams, padded to whole windows: (inputs, targets) and starts [T, B], lengths [B]."""
+    inputs, targets, starts = symbols(text)
+    streams = min(streams, len(targets))
+    steps = -(-len(targets) // (streams * window)) * window
+    pad = [(0, steps * streams - len(targets))]
+    columns = [np.pad(a, pad).reshape(streams, steps).T for a in (inputs, targets, starts)]
+    lengths = np.clip(len(targets) - steps * np.arange(streams), 0, steps)
+    return (columns[0], columns[1]), columns[2], lengths
+
+
 def _joined(modules: list[bytes]) -> Text:
     lengths = [len(module) for module in modules]
     starts = np.zeros(sum(lengths), bool)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,17 +18,16 @@ import jax.numpy as jnp
 from jax import lax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-import jaxrnn
-from experiments import common
+import jaxrnn as rnn
+from experiments import harness
 
 LENGTHS = (100, 1000, 10_000, 100_000, 1_000_000)
 LONGEST_PLAIN = 100_000
 COLUMNS = ("T", "plan", "predicted_bytes", "temp_bytes", "compile_seconds", "seconds", "passes", "difference")
 
 
-def ticking(scan: jaxrnn.Scan, forward: Callable[[], None], backward: Callable[[], None]) -> jaxrnn.Scan:
+def ticking(scan: rnn.Scan, forward: Callable[[], None], backward: Callable[[], None]) -> rnn.Scan:
     """The scan, telling the host when it runs and when its gradient has been computed: as `inner`, once per segment."""
 
     @jax.custom_vjp
@@ -66,22 +66,23 @@ def progress(console: Console, steps: int) -> Iterator[tuple[Callable[[int], Non
 
 def row(steps: int, limit: str, console: Console) -> dict[str, Any]:
     """One length: planned, compiled, run once, compared with plain where that is feasible."""
-    cell = jaxrnn.lstm(64)
+    cell = rnn.lstm(64)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, 16))
     params = cell.init(jax.random.key(0), xs[0])
-    plans: list[jaxrnn.scans.Plans] = []
+    plans: list[Any] = []
 
-    def gradient(scan: jaxrnn.Scan) -> Any:
+    def gradient(scan: rnn.Scan) -> Any:
         def loss(params: Any, xs: jax.Array) -> jax.Array:
-            state, _ = jaxrnn.unroll(cell, params, xs, scan=scan, outputs=False)
+            state, _ = rnn.unroll(cell, params, xs, scan=scan, outputs="none")
             return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state))
 
         return jax.jit(jax.grad(loss))
 
     with progress(console, steps) as (begin, forward, backward):
-        scan = jaxrnn.within(limit, inner=ticking(jaxrnn.scan, forward, backward), report=plans.append)
+        scan = rnn.within(limit, inner=ticking(rnn.scan, forward, backward), report=plans.append)
         start = time.perf_counter()
-        compiled = gradient(scan).lower(params, xs).compile()
+        with harness.usage():  # a budget that no plan meets
+            compiled = gradient(scan).lower(params, xs).compile()
         built = time.perf_counter()
         chosen = plans[-1].chosen
         assert chosen is not None, "within raises where nothing fits"
@@ -89,65 +90,51 @@ def row(steps: int, limit: str, console: Console) -> dict[str, Any]:
         result = jax.block_until_ready(compiled(params, xs))
         end = time.perf_counter()
         jax.effects_barrier()
-    memory = compiled.memory_analysis()
     found = {
-        "T": steps,
         "plan": chosen.about,
         "predicted_bytes": chosen.bytes,
-        "temp_bytes": memory.temp_size_in_bytes,
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "compile_seconds": round(built - start, 3),
         "seconds": round(end - built, 3),
         "passes": chosen.passes,
     }
     if steps <= LONGEST_PLAIN:
-        plain = gradient(lax.scan)(params, xs)
-        found["difference"] = common.difference(result, plain)
+        found["difference"] = harness.difference(result, gradient(lax.scan)(params, xs))
     return found
 
 
 def show(records: list[dict[str, Any]], limit: str, console: Console) -> None:
-    table = Table(title=f"one gradient of an LSTM of 64, one sequence, within {limit}")
-    for column in ("T", "plan", "predicted MiB", "temp MiB", "seconds", "grad diff"):
-        table.add_column(column, justify="left" if column == "plan" else "right", no_wrap=True)
-    for record in records:
-        table.add_row(
-            f"{record['T']:,}",
-            record["plan"],
-            f"{record['predicted_bytes'] / 2**20:.2f}",
-            f"{record['temp_bytes'] / 2**20:.2f}",
-            f"{record['seconds']:.2f}",
-            f"{record['difference']:.0e}" if "difference" in record else "-",
-        )
-    console.print(table)
+    lines = [
+        {
+            "T": f"{record['T']:,}",
+            "plan": record["plan"],
+            "predicted MiB": f"{record['predicted_bytes'] / 2**20:.2f}",
+            "temp MiB": f"{record['temp_bytes'] / 2**20:.2f}",
+            "seconds": f"{record['seconds']:.2f}",
+            "grad diff": harness.text(record.get("difference"), ".0e"),
+        }
+        for record in records
+    ]
+    harness.print_table(console, f"one gradient of an LSTM of 64, one sequence, within {limit}", lines, left=["plan"])
 
 
-def draw_growth(records: list[dict[str, Any]], limit: str) -> Any:
-    def draw(panels: Any) -> None:
-        memory, seconds = panels
-        steps = [r["T"] for r in records]
-        memory.loglog(steps, [r["temp_bytes"] / 2**20 for r in records], "o-", label="compiled")
-        memory.loglog(steps, [r["predicted_bytes"] / 2**20 for r in records], "x--", label="predicted")
-        memory.set(xlabel="time steps T", ylabel="scratch memory of one gradient, MiB", title=f"memory within {limit}")
-        memory.legend()
-        seconds.loglog(steps, [r["seconds"] for r in records], "o-")
-        seconds.set(xlabel="time steps T", ylabel="seconds of one gradient", title="time")
-
-    return draw
+def draw_growth(records: list[dict[str, Any]], limit: str, panels: Any) -> None:
+    memory, seconds = panels
+    steps = [r["T"] for r in records]
+    memory.loglog(steps, [r["temp_bytes"] / 2**20 for r in records], "o-", label="compiled")
+    memory.loglog(steps, [r["predicted_bytes"] / 2**20 for r in records], "x--", label="predicted")
+    memory.set(xlabel="time steps T", ylabel="scratch memory of one gradient, MiB", title=f"memory within {limit}")
+    memory.legend()
+    seconds.loglog(steps, [r["seconds"] for r in records], "o-")
+    seconds.set(xlabel="time steps T", ylabel="seconds of one gradient", title="time")
 
 
-def run_million(folder: str, limit: str, lengths: tuple[int, ...], console: Console) -> None:
-    if min(lengths) < 1:
-        raise common.UsageError("--lengths needs whole numbers of at least 1")
-    about = {"experiment": "memory_vs_compute --million", "limit": limit}
-    with jaxrnn.training.Run(folder, about) as run:
-        found = {record["T"]: record for record in jaxrnn.training.read_metrics(run.folder)}
-        for steps in sorted(lengths):
-            if steps not in found:
-                with common.usage():  # a budget that no plan meets
-                    found[steps] = row(steps, limit, console)
-                run.log(found[steps])
-        records = [found[steps] for steps in sorted(found)]
-        show(records, limit, console)
-        run.write("million.csv", common.as_csv(records, COLUMNS))
-        common.picture(run.folder / "million.png", draw_growth(records, limit), columns=2)
+def measure(folder: str, limit: str, lengths: tuple[int, ...], console: Console) -> None:
+    with rnn.training.Run(folder, {"experiment": "memory_vs_compute --million", "limit": limit}) as run:
+        there = {record["T"] for record in rnn.training.read_metrics(run.folder)}
+        work = [{"T": steps} for steps in sorted({*lengths, *there})]
+        write = lambda done: run.write("million.csv", harness.as_csv(done, COLUMNS))
+        table = harness.records(run, work, lambda T: row(T, limit, console), console, then=write, bar=False)
+        show(table, limit, console)
+        harness.picture(run.folder / "million.png", partial(draw_growth, table, limit), columns=2)
         console.print(f"written: {run.folder / 'million.csv'} and million.png beside it")

@@ -201,26 +201,29 @@ def keras(cell: str, params: Any) -> tuple[Any, Run]:
     return theirs, run
 
 
-def torch(cell: str, params: Any, xs: Any, weights: Any) -> tuple[Callable[[], Any], Callable[[], Any], Any]:
-    """torch.nn's layer on the CPU: forward, train step, and the loss's gradient by xs."""
+def torch(cell: str, params: Any, xs: Any, weights: Any) -> tuple[dict[str, Callable[[], float]], jax.Array]:
+    """torch.nn's layer on the device that JAX uses: forward pass and train step, and the loss's gradient by xs.
+
+    Where JAX was told to multiply in full precision, so is PyTorch.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import torch as t
     except ImportError as error:
         raise Absent(f"torch is not installed: {error}") from error
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not t.cuda.is_available():
+        raise Absent("this torch runs on the CPU alone")
+    t.backends.cudnn.allow_tf32 = jax.config.jax_default_matmul_precision not in ("highest", "float32")
     inputs, size = _sizes(params)
-    layer = {"lstm": t.nn.LSTM, "gru": t.nn.GRU, "elman": t.nn.RNN}[cell](inputs, size)
-    tensor = lambda a: t.from_numpy(np.array(a, np.float32))
+    layer = {"lstm": t.nn.LSTM, "gru": t.nn.GRU, "elman": t.nn.RNN}[cell](inputs, size).to(device)
+    tensor = lambda a: t.from_numpy(np.array(a, np.float32)).to(device)
     hidden = jnp.zeros_like(params["b"])
     if cell == "gru":
         hidden = hidden.at[2 * size :].set(params["c_n"])
-    ours = {
-        "weight_ih_l0": params["U"].T,
-        "weight_hh_l0": params["W"].T,
-        "bias_ih_l0": params["b"],
-        "bias_hh_l0": hidden,
-    }
+    ours = {"weight_ih_l0": params["U"].T, "weight_hh_l0": params["W"].T}
+    ours |= {"bias_ih_l0": params["b"], "bias_hh_l0": hidden}
     layer.load_state_dict({name: tensor(a) for name, a in ours.items()})
     x, w = tensor(xs), tensor(weights)
 
@@ -236,26 +239,31 @@ def torch(cell: str, params: Any, xs: Any, weights: Any) -> tuple[Callable[[], A
 
     probe = x.clone().requires_grad_(True)
     (layer(probe)[0] * w).sum().backward()
-    return forward, train, probe.grad.numpy()
+    return {"forward": forward, "train": train}, jnp.asarray(probe.grad.cpu().numpy())
+
+
+def cudnn_weights(params: Any) -> jax.Array:
+    """An LSTM's parameters as cuDNN wants them: one array, U and W transposed, two biases; gates i, f, g, o."""
+    return jnp.concatenate([a.reshape(-1) for a in (params["U"].T, params["W"].T, params["b"], 0 * params["b"])])
 
 
 def cudnn(cell: str, params: Any) -> tuple[Any, Run]:
-    """jax.experimental.rnn, on a GPU: cuDNN's LSTM; batch first, two biases, i, f, g, o."""
+    """jax.experimental.rnn, on a GPU: cuDNN's LSTM, batch first.
+
+    JAX checks it against its `lstm_ref`, and our tests check our weights in that one, on the CPU.
+    """
     if jax.default_backend() != "gpu" or cell != "lstm":
         raise Absent("cuDNN's LSTM needs a GPU")
     from jax.experimental import rnn
 
     inputs, size = _sizes(params)
-    flat = [params["U"].T, params["W"].T, params["b"], jnp.zeros_like(params["b"])]
-    theirs = jnp.concatenate([a.reshape(-1) for a in flat])
 
     def run(p: Any, xs: jax.Array) -> jax.Array:
         steps, batch, _ = xs.shape
         zero, lengths = jnp.zeros((1, batch, size)), jnp.full((batch,), steps, jnp.int32)
-        how = {"input_size": inputs, "hidden_size": size, "num_layers": 1, "dropout": 0.0, "bidirectional": False}
-        return rnn.lstm(xs.swapaxes(0, 1), zero, zero, p, lengths, **how)[0].swapaxes(0, 1)
+        return rnn.lstm(xs.swapaxes(0, 1), zero, zero, p, lengths, inputs, size, 1, 0.0, False)[0].swapaxes(0, 1)
 
-    return theirs, run
+    return cudnn_weights(params), run
 
 
 PEERS: dict[str, Callable[[str, Any], tuple[Any, Run]]] = {

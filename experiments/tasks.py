@@ -13,6 +13,7 @@ import optax
 SHOWN = 10  # steps in which the adding problem shows what counts
 SYMBOLS = 4  # that delayed copy may have to say
 SAID = 3  # of them in a row
+LEARNED = 0.1  # of the error of a net without input: below it a problem counts as learned
 
 
 class Task(NamedTuple):

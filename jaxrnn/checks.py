@@ -90,11 +90,6 @@ def a_scan(where: str, name: str, value: Any) -> Any:
         raise TypeError(f"{where}: {name} must be a scan such as jax.lax.scan or checkpointed(), got {value!r}")
     if isinstance(value, type):
         raise TypeError(f"{where}: {name} is the class {value.__name__}; make a value of it: {value.__name__}(...)")
-    if name == "inner" and getattr(value, "adds_outputs_up", False):
-        raise TypeError(
-            f"{where}: inner must return the outputs of all steps, but {type(value).__name__} adds them up; "
-            f"put it outside: summed({where}(...))"
-        )
     return value
 
 
@@ -145,7 +140,7 @@ def steps(where: str, xs: Tree, length: int | None = None, name: str = "xs") -> 
                 f"{where}: {leaf_name(name, path)} is a scalar; every leaf of {name} needs a leading time dimension"
             )
     first_path, first = leaves[0]
-    found = int(jnp.shape(first)[0])
+    found = jnp.shape(first)[0]  # under `jax.export` perhaps a symbol
     for path, leaf in leaves[1:]:
         if jnp.shape(leaf)[0] != found:
             raise ValueError(

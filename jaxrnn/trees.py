@@ -50,6 +50,15 @@ def all_steps(x: Tree, steps: int) -> Tree:
     return jax.eval_shape(lambda x: jax.tree.map(lambda a: lax.broadcast(a, (steps,)), x), x)
 
 
+def of_type(leaf: Any, wanted: Any) -> jax.Array:
+    """The leaf as an array in the dtype of a type; a weak type stays weak where that is wanted."""
+    array = jnp.asarray(leaf)
+    is_weak, may_be = (getattr(a, "weak_type", False) for a in (array, wanted))  # keys have no such thing
+    if array.dtype == wanted.dtype and (may_be or not is_weak):
+        return array
+    return lax.convert_element_type(array, wanted.dtype)
+
+
 def same_shapes(a: Tree, b: Tree) -> bool:
     """Whether two pytrees agree in structure and in every leaf's shape."""
     return bool(jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b))

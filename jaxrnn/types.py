@@ -8,6 +8,7 @@ Arrays are time-major, `[T, *B, ...]`. A suffix `_tm1` is the previous step's va
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -47,6 +48,28 @@ class Cell(NamedTuple):
     initial_state: Callable[[Params, tuple[int, ...]], State]
     step: Callable[..., tuple[State, Tree]]
     begin: Callable[[Params, Key], Params] = nothing_to_draw
+
+    # Two cells are the same if their functions are; a method is the same as that of an equal object. So cells can be
+    # keys of caches and static arguments of `jax.jit`, and those that were pickled are found again.
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cell) and tuple(map(_parts, self)) == tuple(map(_parts, other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        try:
+            return hash(tuple(map(_parts, self)))
+        except TypeError:  # an option that has no hash, such as a list of Flax modules
+            return hash(tuple(getattr(function, "__func__", None) for function in self))
+
+
+def _parts(function: Callable[..., Any]) -> Any:
+    """A method as its function and its object, which compares by value where the object does."""
+    if isinstance(function, MethodType):
+        return function.__func__, function.__self__
+    return function
 
 
 class Scan(Protocol):

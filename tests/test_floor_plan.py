@@ -10,16 +10,18 @@ import pytest
 import jaxrnn
 
 FLOORS = """
-types checks trees inference
+types pickling checks trees meshes inference
 cells.base cells.simple cells.gated cells.layers cells
 combinators.stacking combinators.noise combinators.masking combinators
-engine.ir engine.partition engine.minimum_cut engine.linearize engine.deferral engine.step engine.segments
-engine.program engine.binomial engine.scheduled_loop engine.memory engine
-scans.loops scans.checkpointing scans.truncation scans.fission scans.sums scans.revolving scans.planner scans.budget
-scans
+engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
+engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
+engine.scheduled_loop engine.memory engine
+scans.base scans.loops scans.checkpointing scans.truncation scans.fission scans.revolving scans.planner
+scans.budget scans
 sequence.unrolling sequence.generation sequence
 losses.stepwise losses
-training.optimizers training.runs training.streams training.step training.fitting training
+training.optimizers training.streams training.step training.files training.locks training.records training.checkpoints
+training.runs training.stopping training.progress training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
 graphs.drawing graphs

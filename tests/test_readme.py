@@ -1,32 +1,43 @@
-"""The README runs: its code as it stands, block after block, and its commands are the project's own."""
+"""The READMEs run: their code as it stands, block after block, and their commands are the project's own."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import pytest
 
 import jaxrnn as rnn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+EXPERIMENTS = (ROOT / "experiments" / "README.md").read_text()
 
 
-def section(title):
-    """The Python of a section, up to the next heading of its level."""
-    body = re.split(rf"\n###? {title}\n", README)[1].split("\n### ")[0].split("\n## ")[0]
+def section(text, title):
+    """The Python of a section, up to the next heading."""
+    body = re.split(rf"\n###? {title}\n", text)[1].split("\n### ")[0].split("\n## ")[0]
     return "\n".join(re.findall(r"```python\n(.*?)```", body, re.S))
 
 
 IMPORTS = "import flax.linen as nn\nimport jax\nimport jax.numpy as jnp\nimport jaxrnn as rnn\n"
 CHECKS = {
+    "Three things": """
+import numpy as np
+plain_h, plain_ys = jax.lax.scan(step, jnp.zeros((16, 64)), xs)
+assert jnp.allclose(ys, plain_ys, rtol=1e-5) and jnp.allclose(h, plain_h, rtol=1e-5)
+plain = jax.grad(loss)(params, jax.lax.scan)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), plain, grads)
+assert round(rnn.analysis.temp_bytes(jax.grad(lambda params: loss(params, jax.lax.scan)), params) / 2**20) == 22
+whole = jax.grad(lambda w: jnp.mean(rnn.unroll(net, w, xs)[1][-1] ** 2))(weights)
+jax.tree.map(lambda c, w: np.testing.assert_allclose(c.sum(0), w, rtol=1e-3, atol=1e-6), copies, whole)
+assert "unrolled over 3 steps" in printed and "->" in printed
+""",
     "Functions": """
 import numpy as np
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), plain, lean)
 assert any(float(jnp.abs(a - b).max()) > 1e-6 for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(short)))
-assert ys.shape == (100, 8, 16)
+assert ys.shape == (100, 8, 16) and "kept per step" in printed
 """,
     "Training scripts": """
 import pathlib
@@ -46,6 +57,7 @@ assert "no error comes back" in pathlib.Path("net.svg").read_text()
 }
 
 
+SLOW = ("Three things", "Functions", "Memory against compute", "Gradients in every copy")
 EXAMPLES = {
     "Gradients in every copy": """
 whole = jax.grad(lambda p: loss(*rnn.unroll(net, p, xs)))(params)
@@ -54,12 +66,27 @@ assert copies["W"].shape == (100, 32, 96) and jnp.allclose(copies["W"].sum(axis=
 }
 
 
-@pytest.mark.parametrize("title", [*CHECKS, *EXAMPLES])
-def test_the_tour_runs_as_printed(title, tmp_path):
-    script = tmp_path / "tour.py"
-    script.write_text(IMPORTS + section(title) + (CHECKS | EXAMPLES)[title])
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+PRINTED = [
+    pytest.param(text, title, id=title, marks=[pytest.mark.slow] if title in SLOW else [])
+    for text, titles in ((README, CHECKS), (EXPERIMENTS, EXAMPLES))
+    for title in titles
+]
+
+
+@pytest.mark.parametrize(("text", "title"), PRINTED)
+def test_code_runs_as_printed(text, title, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, names = section(text, title), {"__name__": "tour"}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as users have it
+        exec(compile(IMPORTS + code, title, "exec"), names)
+        names["printed"] = capsys.readouterr().out
+        exec(compile((CHECKS | EXAMPLES)[title], title, "exec"), names)
+
+
+def test_every_block_of_code_is_run():
+    for text, titles in ((README, CHECKS), (EXPERIMENTS, EXAMPLES)):
+        in_sections = "\n".join(section(text, title) for title in titles)
+        assert all(block in in_sections for block in re.findall(r"```python\n(.*?)```", text, re.S))
 
 
 def test_the_drawing_is_what_the_terminal_shows():
@@ -69,18 +96,39 @@ def test_the_drawing_is_what_the_terminal_shows():
 
 def test_each_tour_is_ten_to_thirty_lines():
     for title in CHECKS:
-        lines = [line for line in section(title).splitlines() if line.strip()]
+        lines = [line for line in section(README, title).splitlines() if line.strip()]
         assert 10 <= len(lines) <= 32, (title, len(lines))
+
+
+def test_the_first_screen_says_what_installs_and_runs():
+    first = README.splitlines()[:30]
+    assert first[2].startswith("**") and any("pip install" in line for line in first)
+    assert any("experiments.char_lm" in line for line in first) and "## Three things" in README.splitlines()[:40]
 
 
 def test_the_readme_s_test_command_is_the_one_that_ci_runs():
     command = 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/python -m pytest'
-    assert command in README
+    assert command in README.splitlines()
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
 def test_every_public_name_in_the_table_exists():
-    table = README.split("## What is there\n")[1].split("\nEach docstring")[0]
-    names = re.findall(r"`(\w+)[`(]", table)
-    missing = [n for n in names if not hasattr(rnn, n) and n not in ("dtype", "learn_initial_state", "lax")]
-    assert len(names) > 30 and not missing, missing
+    table = README.split("## What is there\n")[1].split("\nAll of")[0]
+    names = [
+        n for n in re.findall(r"`([\w.]+)[`(]", table) if n not in ("dtype", "learn_initial_state", "jax.lax.scan")
+    ]
+    room = lambda dotted: getattr(rnn, dotted.split(".")[0]) if "." in dotted else rnn
+    missing = [n for n in names if not hasattr(room(n), n.split(".")[-1])]
+    assert len(names) > 45 and not missing, missing
+
+
+def test_every_experiment_has_a_row_and_links_lead_somewhere():
+    row = README.split("## Results\n")[1].split("\n## ")[0]
+    for name in ("char_lm", "speed", "memory_vs_compute", "memory_vs_compute --million", "unrolling"):
+        assert f"| `experiments.{name}` |" in row
+    for text, folder in ((README, ROOT), (EXPERIMENTS, ROOT / "experiments")):
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert link.startswith("http") or (folder / link).exists(), link
+    for file in (ROOT / "experiments").glob("[a-z]*.py"):
+        assert f"`{file.name}`" in EXPERIMENTS or file.name == "harness.py", file.name

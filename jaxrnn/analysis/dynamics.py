@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,9 @@ def lyapunov(
     return one(state, jax.tree.map(jnp.asarray, xs))
 
 
-def _exponents(step: Any, state: State, xs: Tree, *, exponents: int, every: int, skip: int) -> jax.Array:
+def _exponents(
+    step: Callable[..., State], state: State, xs: Tree, *, exponents: int, every: int, skip: int
+) -> jax.Array:
     """[k]: of one example, xs [T, ...]."""
     steps = checks.steps("lyapunov", xs)
     directions = _orthonormal(_random(state, exponents), state)[0]
@@ -99,7 +101,7 @@ def _exponents(step: Any, state: State, xs: Tree, *, exponents: int, every: int,
     return sums / (steps - skip)
 
 
-def _pushed(step: Any, state: State, directions: list[jax.Array]) -> tuple[State, list[jax.Array]]:
+def _pushed(step: Callable[[State], State], state: State, directions: list[jax.Array]) -> tuple[State, list[jax.Array]]:
     """The next state, and each direction (a leading k on every floating-point leaf) moved along with it."""
     leaves, structure = jax.tree.flatten(state)
 

@@ -10,13 +10,15 @@ from jax import lax
 from jax.extend.core import Var
 
 from jaxrnn import checks, inference, trees
-from jaxrnn.engine.ir import Equation, is_float, is_light, slice_back, variables
-from jaxrnn.engine.linearize import Body, differentiate
+from jaxrnn.engine.ir import is_float, slice_back, variables
+from jaxrnn.engine.linearize import differentiate
+from jaxrnn.engine.loop import Loop
 from jaxrnn.engine.memory import kept_under, step_bytes
-from jaxrnn.engine.partition import Loop, Plan
-from jaxrnn.engine.step import plan_of
+from jaxrnn.engine.partition import Parts
+from jaxrnn.engine.queries import Recurrence, recurrence
+from jaxrnn.engine.rules import Equation, is_light
+from jaxrnn.engine.step import TracedStep, traced
 from jaxrnn.scans.fission import fissioned
-from jaxrnn.trees import nbytes
 from jaxrnn.types import Cell, Params, Tree
 
 
@@ -39,6 +41,7 @@ class Explanation(NamedTuple):
     after: tuple[str, ...]  # needed by no carry: all steps at once, after the loops
     totals: tuple[str, ...]  # leaves of the state that only add something up: all steps at once as well
     batched: tuple[str, ...]  # parameters that only work outside the loops reads: one product as well
+    recurrences: tuple[str, ...]  # what each component of the state is: constant, total, elementwise, affine, nonlinear
     pays: bool  # False: nothing would be gained, so it runs as lax.scan does
     kept: int  # bytes kept per step for the backward pass
     kept_by_lax_scan: int
@@ -65,6 +68,7 @@ class Explanation(NamedTuple):
         section("for all steps at once, after the loop:", self.after)
         section("added up for all steps at once:", self.totals)
         section("gradient as one product per segment, outside the loop altogether:", self.batched)
+        section("the recurrence:", self.recurrences)
         share = f" ({self.kept / self.kept_by_lax_scan:.0%})" if self.kept_by_lax_scan else ""
         lines.append(f"kept per step for the backward pass: {self.kept:,} bytes{share}; ")
         lines[-1] += f"by lax.scan: {self.kept_by_lax_scan:,}; one carry: {self.carry:,}"
@@ -86,80 +90,98 @@ def explain(
 
     def trace(params: Params) -> None:
         state = jax.eval_shape(lambda: cell.initial_state(params, batch))
-        step = lambda s, x: cell.step(params, s, x)
-        plan, _ = plan_of(step, state, trees.struct(x), separate)
+        step = traced(lambda s, x: cell.step(params, s, x), state, x)
         paths = jax.tree_util.tree_leaves_with_path(params)
         names = {id(leaf): checks.leaf_name("params", path) for path, leaf in paths}
-        whole = fissioned(segment=2**30, separate=separate) if plan is not None and plan.pays else lax.scan
         carries = [checks.leaf_name("state", path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-        found.append(
-            _explained(plan, carries, names)._replace(
-                kept=kept_under(whole, step, state, trees.struct(x)),
-                kept_by_lax_scan=step_bytes(step, state, trees.struct(x)).kept,
-                carry=nbytes(state),
-            )
-        )
+        found.append(_explained(step, carries, names, separate))
 
     jax.eval_shape(trace, params)  # as tracers the parameters are constants of the step that can be told apart
     return found[0]
 
 
-def _explained(plan: Plan | None, carries: list[str], names: dict[int, str]) -> Explanation:
-    if plan is None:
-        return Explanation((), (), (), (), (), (), False, 0, 0, 0)
-    named = {v: names.get(id(c), "a constant") for v, c in zip(plan.flat.const_vars, plan.flat.consts, strict=True)}
-
-    def names_of(v: Var) -> list[str]:
-        """The parameters that an invariant value is computed from."""
-        sources = [w for e in slice_back(plan.invariant, [v], named) for w in variables(e.invars)]
-        return [named[w] for w in [v, *sources] if w in named]
-
-    def described(equations: list[Equation]) -> tuple[str, ...]:
-        return tuple(_describe(e, named) for e in equations if not is_light(e))
-
-    totals = tuple(carries[j] for j in plan.totals)
-    carries = [name for name in carries if name not in totals]
-    loops = []
-    for stage in plan.stages:
-        deferred, accumulated = _gradients(stage.loop, set(plan.xs))
-        flat = lambda vs: tuple(dict.fromkeys(name for v in vs for name in names_of(v)))
-        loops.append(
-            LoopReport(
-                carry=tuple(carries[j] for j in stage.places),
-                operations=described(stage.loop.equations),
-                elementwise=sum(map(is_light, stage.loop.equations)),
-                deferred=tuple(n for n in flat(deferred) if n not in flat(accumulated)),
-                accumulated=flat(accumulated),
-            )
-        )
-    in_loops = {name for loop in loops for name in (*loop.deferred, *loop.accumulated)}
-    read = [v for part in plan.batched for v in part.reads if is_float(v)]
-    batched = dict.fromkeys(name for v in read for name in names_of(v) if name not in in_loops)
+def _explained(step: TracedStep, carries: list[str], names: dict[int, str], separate: bool) -> Explanation:
+    recurrences = tuple(_recurrence(each, carries) for each in recurrence(step.flat, step.carries))
+    parts = step.parts(separate)
+    pays = parts is not None and parts.pays
+    run, types = step.at(step.flat.consts), [v.aval for v in step.flat.inputs]
+    carry, x = types[: step.carries], types[step.carries :]
     return Explanation(
-        once=described(plan.invariant),
-        before=tuple(text for stage in plan.stages for text in described(stage.batched.equations)),
-        loops=tuple(loops),
-        after=described(plan.last.equations),
-        totals=totals,
-        batched=tuple(batched),
-        pays=plan.pays,
-        kept=0,
-        kept_by_lax_scan=0,
-        carry=0,
+        **(_NOTHING if parts is None else _Reader(parts, carries, names).report()),
+        recurrences=recurrences,
+        pays=pays,
+        kept=kept_under(fissioned(segment=2**30, separate=separate) if pays else lax.scan, run, carry, x),
+        kept_by_lax_scan=step_bytes(run, carry, x).kept,
+        carry=trees.nbytes(carry),
     )
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(("once", "before", "loops", "after", "totals", "batched"), ())
+
+
+def _recurrence(found: Recurrence, carries: list[str]) -> str:
+    """`state.h: nonlinear (tanh)`"""
+    because = f" ({found.because})" if found.because else ""
+    return f"{', '.join(carries[j] for j in found.leaves)}: {found.kind}{because}"
+
+
+class _Reader:
+    """Reads off a partitioned step what is where, by the names of parameters and of leaves of the state."""
+
+    def __init__(self, parts: Parts, carries: list[str], names: dict[int, str]):
+        self.parts = parts
+        consts = zip(parts.flat.const_vars, parts.flat.consts, strict=True)
+        self.named = {v: names.get(id(c), "a constant") for v, c in consts}
+        self.totals = tuple(carries[j] for j in parts.totals)
+        self.carries = [name for name in carries if name not in self.totals]
+
+    def report(self) -> dict[str, Any]:
+        parts = self.parts
+        loops = tuple(self.loop(stage.loop, stage.places) for stage in parts.stages)
+        in_loops = {name for loop in loops for name in (*loop.deferred, *loop.accumulated)}
+        read = [v for part in parts.batched for e in part.equations for v in variables(e.invars) if is_float(v)]
+        return {
+            "once": self.described(parts.once),
+            "before": tuple(text for stage in parts.stages for text in self.described(stage.batched.equations)),
+            "loops": loops,
+            "after": self.described(parts.last.equations),
+            "totals": self.totals,
+            "batched": tuple(name for name in self.names_of(read) if name not in in_loops),
+        }
+
+    def loop(self, loop: Loop, places: list[int]) -> LoopReport:
+        deferred, accumulated = map(self.names_of, _gradients(loop, set(self.parts.xs)))
+        return LoopReport(
+            carry=tuple(self.carries[j] for j in places),
+            operations=self.described(loop.equations),
+            elementwise=sum(map(is_light, loop.equations)),
+            deferred=tuple(name for name in deferred if name not in accumulated),
+            accumulated=tuple(accumulated),
+        )
+
+    def names_of(self, values: Iterable[Var]) -> list[str]:
+        """The parameters that invariant values are computed from."""
+        found: dict[str, None] = {}
+        for v in values:
+            sources = [w for e in slice_back(self.parts.once, [v], self.named) for w in variables(e.invars)]
+            found |= dict.fromkeys(self.named[w] for w in [v, *sources] if w in self.named)
+        return list(found)
+
+    def described(self, equations: list[Equation]) -> tuple[str, ...]:
+        return tuple(_describe(e, self.named) for e in equations if not is_light(e))
 
 
 def _gradients(loop: Loop, xs: set[Var]) -> tuple[list[Var], list[Var]]:
     """Which of the invariant values that a loop reads have their gradient deferred, and which not."""
-    body = Body({}, loop.equations, loop.invariant, loop.carry, loop.stacked, loop.carry_out, loop.emitted)
     weights = [v for v in loop.invariant if is_float(v)]
-    if not body.defers:
+    if not loop.defers:
         return [], weights
     stacked = [is_float(v) for v in loop.stacked]
-    found = differentiate(body, [is_float(v) for v in loop.invariant], stacked, [v in xs for v in loop.stacked])
+    found = differentiate(loop, [is_float(v) for v in loop.invariant], stacked, [v in xs for v in loop.stacked])
     weight_of = dict(zip(found.d_invariant, weights, strict=True))
-    read_by_all = [v for e in slice_back(found.outer, found.constant, []) for v in variables(e.invars)]
-    accumulated = [weight_of[v] for v in dict.fromkeys([*found.constant, *read_by_all]) if v in weight_of]
+    constant = found.tangents.constant
+    read_by_all = [v for e in slice_back(found.tangents.outer, constant, []) for v in variables(e.invars)]
+    accumulated = [weight_of[v] for v in dict.fromkeys([*constant, *read_by_all]) if v in weight_of]
     return [v for v in weights if v not in accumulated], accumulated
 
 

@@ -78,7 +78,7 @@ def gradient_flow(
     `copy_gradients` raises. Hochreiter 1991; Bengio et al. 1994; Pascanu et al. 2013.
     """
     visible, output, what = _opened(cell)
-    loop = prepared(visible, params, xs, state, lengths=lengths, resets=resets, key=key)
+    loop = prepared(visible, params, xs, state, lengths=lengths, resets=resets, key=key, reverse=reverse)
     if loop.steps == 0 or not float_leaves(loop.state):
         missing = "xs has no steps" if loop.steps == 0 else "the cell's state has no floating-point leaf"
         raise ValueError(f"gradient_flow: {missing}, so no error flows through time; give a recurrent cell and T >= 1")

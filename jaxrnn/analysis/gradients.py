@@ -61,7 +61,7 @@ def copy_gradients(
     gives something else than floating-point arrays, and what `unroll` raises.
     Rumelhart, Hinton and Williams 1986 (the unrolled net); Werbos 1990.
     """
-    loop = prepared(cell, params, xs, state, lengths=lengths, resets=resets, key=key)
+    loop = prepared(cell, params, xs, state, lengths=lengths, resets=resets, key=key, reverse=reverse)
     of_copy = _checked("copy_gradients", float_leaves if measure is None else measure, params)
     (copies, _), _ = observed("copy_gradients", loss, loop, params, of_copy=of_copy, scan=scan, reverse=reverse)
     return copies if measure is not None else _with_float0(params, copies, (loop.steps,))

@@ -12,8 +12,9 @@ from jax import lax
 from jaxrnn import checks, inference, trees
 from jaxrnn.engine.memory import StepBytes, step_bytes
 from jaxrnn.scans import Plans, fissioned
+from jaxrnn.scans.base import LoopProblem
 from jaxrnn.scans.budget import price
-from jaxrnn.scans.planner import Problem
+from jaxrnn.scans.planner import Pricing
 from jaxrnn.types import Cell, Params, Scan, Tree
 
 
@@ -79,8 +80,9 @@ def plan(
 
     def found(step: Callable[..., Any], state: Tree) -> Plans:
         body = step if outputs else lambda s, x: (step(s, x)[0], ())
-        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), trees.struct(x))
-        return price(Problem(body, state, xs, steps, inner), bound, every=True)
+        xs = trees.all_steps(x, steps)
+        problem = LoopProblem("plan", body, state, xs, steps, False, {})
+        return price(Pricing(problem, inner), bound, every=True)
 
     return _of_step("plan", cell, params, x, batch_shape, found)
 

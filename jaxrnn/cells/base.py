@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.types import Cell, Key, Params, State, Tree
+from jaxrnn.pickling import Picklable
+from jaxrnn.types import Cell, Key, Params, State, Tree, nothing_to_draw
 
 _lecun = jax.nn.initializers.lecun_normal()
 _orthogonal = jax.nn.initializers.orthogonal()
@@ -49,42 +51,77 @@ def blocks(values: jax.Array, count: int) -> list[jax.Array]:
     return jnp.split(values, count, axis=-1)
 
 
-def build(
-    name: str,
-    sizes: Tree,
-    columns: int,
-    dtype: Any,
-    learn_initial_state: bool,
-    weights: Callable[[Key, Any], dict[str, Any]],
-    equations: Callable[[Params, State, jax.Array], tuple[State, jax.Array]],
-) -> Cell:
+class Definition(Picklable, ABC):
+    """A cell as it is written here: a frozen dataclass, the options its fields, the cell's functions its methods.
+
+    So cells can be pickled and compared, and say what they are. What users hold is the Cell, `definition.cell`.
+    """
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.init, self.initial_state, self.step, self.begin)
+
+    @abstractmethod
+    def init(self, key: Key, x: Any) -> Params: ...
+
+    @abstractmethod
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State: ...
+
+    @abstractmethod
+    def step(self, params: Params, state: State, x: Any, *, key: Key | None = None) -> tuple[State, Any]: ...
+
+    def begin(self, params: Params, key: Key) -> Params:
+        return nothing_to_draw(params, key)
+
+
+@dataclass(frozen=True)
+class RecurrentCell(Definition):
     """A cell from its weights and its equations.
 
     `sizes` is the state's structure with a feature size in place of each leaf. The weights of the
     input must be called U, [D, columns]: they say how many features x has, and in which dtype to compute.
     """
 
-    def init(key: Key, x: Any) -> Params:
-        params = weights(key, x)
-        if learn_initial_state:
-            params["initial_state"] = jax.tree.map(lambda n: jnp.zeros((n,), dtype), sizes)
+    size: int
+    dtype: Any
+    learn_initial_state: bool
+    name: ClassVar[str]
+
+    @property
+    def sizes(self) -> Tree:
+        return self.size
+
+    @property
+    def columns(self) -> int:
+        return self.size
+
+    @abstractmethod
+    def weights(self, key: Key, x: Any) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def equations(self, params: Params, state: Any, x: jax.Array) -> tuple[State, jax.Array]: ...
+
+    def init(self, key: Key, x: Any) -> Params:
+        params = self.weights(key, x)
+        if self.learn_initial_state:
+            params["initial_state"] = jax.tree.map(lambda n: jnp.zeros((n,), self.dtype), self.sizes)
         return params
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
-        if learn_initial_state:
-            if "initial_state" not in params:
-                raise ValueError(f"{name}: params have no 'initial_state'; use parameters made by this cell's own init")
-            return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch_shape, *a.shape)), params["initial_state"])
-        return jax.tree.map(lambda n: jnp.zeros((*batch_shape, n), params["U"].dtype), sizes)
-
-    def step(params: Params, state: State, x: jax.Array, *, key: Key | None = None) -> tuple[State, jax.Array]:
-        del key
-        if params["U"].shape[1:] != (columns,):
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State:
+        if not self.learn_initial_state:
+            return jax.tree.map(lambda n: jnp.zeros((*batch_shape, n), params["U"].dtype), self.sizes)
+        if "initial_state" not in params:
             raise ValueError(
-                f"{name}: params['U'] should be [D, {columns}], got {checks.describe(params['U'])}; "
+                f"{self.name}: params have no 'initial_state'; use parameters made by this cell's own init"
+            )
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch_shape, *a.shape)), params["initial_state"])
+
+    def step(self, params: Params, state: State, x: jax.Array, *, key: Key | None = None) -> tuple[State, jax.Array]:
+        del key
+        if params["U"].shape[1:] != (self.columns,):
+            raise ValueError(
+                f"{self.name}: params['U'] should be [D, {self.columns}], got {checks.describe(params['U'])}; "
                 f"use parameters made by this cell's own init"
             )
-        checks.features(name, x, params["U"].shape[0])
-        return equations(params, state, x)
-
-    return Cell(init, initial_state, step)
+        checks.features(self.name, x, params["U"].shape[0])
+        return self.equations(params, state, x)

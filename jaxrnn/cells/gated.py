@@ -8,13 +8,14 @@ have the given dtype; after casting the parameters to another dtype the cell com
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.cells.base import affine, blocks, build, input_weights, recurrent_weights
+from jaxrnn.cells.base import RecurrentCell, affine, blocks, input_weights, recurrent_weights
 from jaxrnn.types import Cell, Key, Params, State
 
 sigmoid = jax.nn.sigmoid
@@ -47,45 +48,71 @@ def lstm(
     Cost: 8 H (D + H) FLOPs per step and example; about 12H numbers kept per step by `lax.scan`.
     Raises: ValueError or TypeError at construction for a bad size, projection or dtype.
     Hochreiter and Schmidhuber 1997; Gers et al. 2002 (peepholes); Sak et al. 2014 (projection).
+
+    >>> cell, x = lstm(4), jnp.ones((2, 3))  # 4 units; one step's input of 2 sequences, 3 features each
+    >>> params = cell.init(jax.random.key(0), x)
+    >>> {name: weight.shape for name, weight in sorted(params.items())}
+    {'U': (3, 16), 'W': (4, 16), 'b': (16,)}
+    >>> state, y = cell.step(params, cell.initial_state(params, (2,)), x)
+    >>> state.c.shape, y.shape
+    ((2, 4), (2, 4))
     """
     size = checks.positive_int("lstm", "size", size)
     dtype = checks.float_dtype("lstm", dtype)
-    outputs = size if projection is None else checks.positive_int("lstm", "projection", projection)
-    sizes = LSTMState(h=outputs, c=size)
+    projection = None if projection is None else checks.positive_int("lstm", "projection", projection)
+    return LSTM(size, dtype, learn_initial_state, peephole, projection).cell
 
-    def weights(key: Key, x: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class LSTM(RecurrentCell):
+    peephole: bool
+    projection: int | None
+    name: ClassVar[str] = "lstm"
+
+    @property
+    def outputs(self) -> int:
+        return self.projection or self.size
+
+    @property
+    def sizes(self) -> LSTMState:
+        return LSTMState(h=self.outputs, c=self.size)
+
+    @property
+    def columns(self) -> int:
+        return 4 * self.size
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent, k_peephole, k_projection = jax.random.split(key, 4)
-        forget = jnp.arange(4 * size) // size == 1
+        forget = jnp.arange(4 * self.size) // self.size == 1
         params = {
-            "U": input_weights(k_input, x, 4 * size, dtype, "lstm"),
-            "W": recurrent_weights(k_recurrent, size, 4, dtype, rows=outputs),
-            "b": forget.astype(dtype),
+            "U": input_weights(k_input, x, 4 * self.size, self.dtype, "lstm"),
+            "W": recurrent_weights(k_recurrent, self.size, 4, self.dtype, rows=self.outputs),
+            "b": forget.astype(self.dtype),
         }
-        if peephole:
-            params["p"] = (0.1 * jax.random.normal(k_peephole, (3, size))).astype(dtype)
-        if projection is not None:
-            params["R"] = recurrent_weights(k_projection, outputs, 1, dtype, rows=size)
+        if self.peephole:
+            params["p"] = (0.1 * jax.random.normal(k_peephole, (3, self.size))).astype(self.dtype)
+        if self.projection is not None:
+            params["R"] = recurrent_weights(k_projection, self.outputs, 1, self.dtype, rows=self.size)
         return params
 
-    def peep(params: Params, index: int, c: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(params["p"][index], c.shape) * c
-
-    def equations(params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
+    def equations(self, params: Params, state: LSTMState, x: jax.Array) -> tuple[State, jax.Array]:
         h_tm1, c_tm1 = state
         from_x = blocks(affine(x, params["U"], params["b"]), 4)
         from_h = blocks(jnp.dot(h_tm1, params["W"]), 4)
         i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
-        if peephole:
-            i, f = i + peep(params, 0, c_tm1), f + peep(params, 1, c_tm1)
+        if self.peephole:
+            i, f = i + _peep(params, 0, c_tm1), f + _peep(params, 1, c_tm1)
         c = sigmoid(f) * c_tm1 + sigmoid(i) * jnp.tanh(g)
-        if peephole:
-            o = o + peep(params, 2, c)
+        if self.peephole:
+            o = o + _peep(params, 2, c)
         h = sigmoid(o) * jnp.tanh(c)
-        if projection is not None:
+        if self.projection is not None:
             h = jnp.dot(h, params["R"])
         return LSTMState(h, c), h
 
-    return build("lstm", sizes, 4 * size, dtype, learn_initial_state, weights, equations)
+
+def _peep(params: Params, gate: int, c: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(params["p"][gate], c.shape) * c
 
 
 def gru(
@@ -113,17 +140,30 @@ def gru(
     """
     size = checks.positive_int("gru", "size", size)
     dtype = checks.float_dtype("gru", dtype)
-    after = checks.one_of("gru", "reset", reset, ("after", "before")) == "after"
+    checks.one_of("gru", "reset", reset, ("after", "before"))
+    return GRU(size, dtype, learn_initial_state, reset).cell
 
-    def weights(key: Key, x: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class GRU(RecurrentCell):
+    reset: str
+    name: ClassVar[str] = "gru"
+
+    @property
+    def columns(self) -> int:
+        return 3 * self.size
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent = jax.random.split(key)
+        size, dtype = self.size, self.dtype
         recurrent = recurrent_weights(k_recurrent, size, 3, dtype)
         params = {"U": input_weights(k_input, x, 3 * size, dtype, "gru"), "b": jnp.zeros((3 * size,), dtype)}
-        if after:
+        if self.reset == "after":
             return params | {"W": recurrent, "c_n": jnp.zeros((size,), dtype)}
         return params | {"W": recurrent[:, : 2 * size], "W_n": recurrent[:, 2 * size :]}
 
-    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+    def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
+        after = self.reset == "after"
         r_x, z_x, n_x = blocks(affine(x, params["U"], params["b"]), 3)
         r_h, z_h, *n_h = blocks(jnp.dot(h_tm1, params["W"]), 3 if after else 2)
         r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
@@ -134,8 +174,6 @@ def gru(
         n = jnp.tanh(n_x + past)
         h = (1 - z) * n + z * h_tm1
         return h, h
-
-    return build("gru", size, 3 * size, dtype, learn_initial_state, weights, equations)
 
 
 def mgu(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = False) -> Cell:
@@ -153,22 +191,30 @@ def mgu(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = Fals
     """
     size = checks.positive_int("mgu", "size", size)
     dtype = checks.float_dtype("mgu", dtype)
+    return MGU(size, dtype, learn_initial_state).cell
 
-    def weights(key: Key, x: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class MGU(RecurrentCell):
+    name: ClassVar[str] = "mgu"
+
+    @property
+    def columns(self) -> int:
+        return 2 * self.size
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent = jax.random.split(key)
-        recurrent = recurrent_weights(k_recurrent, size, 2, dtype)
+        recurrent = recurrent_weights(k_recurrent, self.size, 2, self.dtype)
         return {
-            "U": input_weights(k_input, x, 2 * size, dtype, "mgu"),
-            "W": recurrent[:, :size],
-            "W_n": recurrent[:, size:],
-            "b": jnp.zeros((2 * size,), dtype),
+            "U": input_weights(k_input, x, 2 * self.size, self.dtype, "mgu"),
+            "W": recurrent[:, : self.size],
+            "W_n": recurrent[:, self.size :],
+            "b": jnp.zeros((2 * self.size,), self.dtype),
         }
 
-    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+    def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
         f_x, n_x = blocks(affine(x, params["U"], params["b"]), 2)
         f = sigmoid(f_x + jnp.dot(h_tm1, params["W"]))
         n = jnp.tanh(n_x + jnp.dot(f * h_tm1, params["W_n"]))
         h = (1 - f) * h_tm1 + f * n
         return h, h
-
-    return build("mgu", size, 2 * size, dtype, learn_initial_state, weights, equations)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from jaxrnn import trees
+from jaxrnn.cells.base import Definition
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -16,23 +18,35 @@ def lift(fn: Callable[..., Tree]) -> Cell:
     """A function of one step's input as a cell without parameters, state or randomness: y_t = fn(x_t).
 
     x and y are whatever fn takes and gives. Raises TypeError if fn is not callable.
+
+    >>> lift(lambda x: 2 * x).step((), (), 3)
+    ((), 6)
     """
     if not callable(fn):
         raise TypeError(f"lift: fn must be a function of one step's input, got {fn!r}")
 
-    def init(key: Key, x: Tree) -> Params:
-        del key, x
-        return ()
+    return Lifted(fn).cell
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
+
+class Stateless(Definition):
+    """What all cells without memory have in common."""
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State:
         del params, batch_shape
         return ()
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        del params, key
-        return state, fn(x)
 
-    return Cell(init, initial_state, step)
+@dataclass(frozen=True)
+class Lifted(Stateless):
+    fn: Callable[..., Tree]
+
+    def init(self, key: Key, x: Tree) -> Params:
+        del key, x
+        return ()
+
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        del params, key
+        return state, self.fn(x)
 
 
 def _rngs(key: Key | None) -> dict[str, Key] | None:
@@ -57,25 +71,32 @@ def layer(module: nn.Module, **options: Any) -> Cell:
     from it as its "dropout" stream. Shapes, cost and dtype are the module's own.
     Raises: TypeError for anything but a flax.linen module (a class, an nnx module, an RNN cell);
     ValueError at init if the module has variables other than parameters.
+
+    >>> cell = layer(nn.Dense(5))
+    >>> params = cell.init(jax.random.key(0), jax.ShapeDtypeStruct((3,), "float32"))
+    >>> cell.step(params, (), jax.numpy.ones((2, 3)))[1].shape
+    (2, 5)
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"layer: module must be a flax.linen module such as nn.Dense(64), got {module!r}")
     if isinstance(module, nn.RNNCellBase):
         raise TypeError(f"layer: {type(module).__name__} has a state; use recurrent({type(module).__name__}(...))")
 
-    def init(key: Key, x: Tree) -> Params:
+    return Layer(module, tuple(sorted(options.items()))).cell
+
+
+@dataclass(frozen=True)
+class Layer(Stateless):
+    module: nn.Module
+    options: tuple[tuple[str, Any], ...]
+
+    def init(self, key: Key, x: Tree) -> Params:
         k_params, k_dropout = jax.random.split(key)
         rngs = {"params": k_params, "dropout": k_dropout}
-        return _only_params("layer", module, module.init(rngs, trees.zeros_of(x), **options))
+        return _only_params("layer", self.module, self.module.init(rngs, trees.zeros_of(x), **dict(self.options)))
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
-        del params, batch_shape
-        return ()
-
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        return state, module.apply({"params": params}, x, rngs=_rngs(key), **options)
-
-    return Cell(init, initial_state, step)
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        return state, self.module.apply({"params": params}, x, rngs=_rngs(key), **dict(self.options))
 
 
 def recurrent(cell: nn.RNNCellBase, *, input_shape: tuple[int, ...] = (1,)) -> Cell:
@@ -96,18 +117,25 @@ def recurrent(cell: nn.RNNCellBase, *, input_shape: tuple[int, ...] = (1,)) -> C
             f"give all of them as input_shape, got {input_shape}"
         )
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
+    return Recurrent(cell, tuple(input_shape)).cell
+
+
+@dataclass(frozen=True)
+class Recurrent(Definition):
+    module: nn.RNNCellBase
+    input_shape: tuple[int, ...]
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State:
         del params
-        return cell.initialize_carry(jax.random.key(0), (*batch_shape, *input_shape))
+        return self.module.initialize_carry(jax.random.key(0), (*batch_shape, *self.input_shape))
 
-    def init(key: Key, x: Any) -> Params:
+    def init(self, key: Key, x: Any) -> Params:
         k_params, k_dropout = jax.random.split(key)
+        rngs = {"params": k_params, "dropout": k_dropout}
         x = trees.zeros_of(x)
-        carry = initial_state(None, x.shape[: x.ndim - cell.num_feature_axes])
-        return _only_params("recurrent", cell, cell.init({"params": k_params, "dropout": k_dropout}, carry, x))
+        carry = self.initial_state(None, x.shape[: x.ndim - self.module.num_feature_axes])
+        return _only_params("recurrent", self.module, self.module.init(rngs, carry, x))
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        state_out, y = cell.apply({"params": params}, state, x, rngs=_rngs(key))
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        state_out, y = self.module.apply({"params": params}, state, x, rngs=_rngs(key))
         return state_out, y
-
-    return Cell(init, initial_state, step)

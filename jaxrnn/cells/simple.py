@@ -9,13 +9,14 @@ cell computes in that one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.cells.base import affine, build, input_weights, recurrent_weights
+from jaxrnn.cells.base import RecurrentCell, affine, input_weights, recurrent_weights
 from jaxrnn.types import Cell, Key, Params, State
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -43,24 +44,34 @@ def elman(
     derivative, 2H numbers per step.
     Raises: ValueError or TypeError at construction for a bad size, dtype or activation.
     Elman 1990, "Finding structure in time".
+
+    >>> cell = elman(1, activation=lambda a: a)
+    >>> params = {"U": jnp.ones((1, 1)), "W": jnp.full((1, 1), 0.5), "b": jnp.zeros(1)}
+    >>> jax.lax.scan(lambda h, x: cell.step(params, h, x), jnp.zeros(1), jnp.ones((3, 1)))[1].ravel().tolist()
+    [1.0, 1.5, 1.75]
     """
     size = checks.positive_int("elman", "size", size)
     dtype = checks.float_dtype("elman", dtype)
     activation = _activation("elman", "activation", activation)
+    return Elman(size, dtype, learn_initial_state, activation).cell
 
-    def weights(key: Key, x: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Elman(RecurrentCell):
+    activation: Activation
+    name: ClassVar[str] = "elman"
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent = jax.random.split(key)
         return {
-            "U": input_weights(k_input, x, size, dtype, "elman"),
-            "W": recurrent_weights(k_recurrent, size, 1, dtype),
-            "b": jnp.zeros((size,), dtype),
+            "U": input_weights(k_input, x, self.size, self.dtype, "elman"),
+            "W": recurrent_weights(k_recurrent, self.size, 1, self.dtype),
+            "b": jnp.zeros((self.size,), self.dtype),
         }
 
-    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
-        h = activation(affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"]))
+    def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
+        h = self.activation(affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"]))
         return h, h
-
-    return build("elman", size, size, dtype, learn_initial_state, weights, equations)
 
 
 def jordan(
@@ -87,23 +98,35 @@ def jordan(
     dtype = checks.float_dtype("jordan", dtype)
     activation = _activation("jordan", "activation", activation)
     output_activation = _activation("jordan", "output_activation", output_activation)
+    return Jordan(size, dtype, learn_initial_state, output_size, activation, output_activation).cell
 
-    def weights(key: Key, x: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Jordan(RecurrentCell):
+    output_size: int
+    activation: Activation
+    output_activation: Activation
+    name: ClassVar[str] = "jordan"
+
+    @property
+    def sizes(self) -> int:
+        return self.output_size
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent, k_output = jax.random.split(key, 3)
+        hidden = jax.ShapeDtypeStruct((self.size,), self.dtype)
         return {
-            "U": input_weights(k_input, x, size, dtype, "jordan"),
-            "W": recurrent_weights(k_recurrent, size, 1, dtype, rows=output_size),
-            "b": jnp.zeros((size,), dtype),
-            "V": input_weights(k_output, jax.ShapeDtypeStruct((size,), dtype), output_size, dtype, "jordan"),
-            "c": jnp.zeros((output_size,), dtype),
+            "U": input_weights(k_input, x, self.size, self.dtype, "jordan"),
+            "W": recurrent_weights(k_recurrent, self.size, 1, self.dtype, rows=self.output_size),
+            "b": jnp.zeros((self.size,), self.dtype),
+            "V": input_weights(k_output, hidden, self.output_size, self.dtype, "jordan"),
+            "c": jnp.zeros((self.output_size,), self.dtype),
         }
 
-    def equations(params: Params, y_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
-        h = activation(affine(x, params["U"], params["b"]) + jnp.dot(y_tm1, params["W"]))
-        y = output_activation(affine(h, params["V"], params["c"]))
+    def equations(self, params: Params, y_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
+        h = self.activation(affine(x, params["U"], params["b"]) + jnp.dot(y_tm1, params["W"]))
+        y = self.output_activation(affine(h, params["V"], params["c"]))
         return y, y
-
-    return build("jordan", output_size, size, dtype, learn_initial_state, weights, equations)
 
 
 def ind_rnn(
@@ -127,18 +150,23 @@ def ind_rnn(
     size = checks.positive_int("ind_rnn", "size", size)
     dtype = checks.float_dtype("ind_rnn", dtype)
     activation = _activation("ind_rnn", "activation", activation)
+    return IndRNN(size, dtype, learn_initial_state, activation).cell
 
-    def weights(key: Key, x: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class IndRNN(RecurrentCell):
+    activation: Activation
+    name: ClassVar[str] = "ind_rnn"
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent = jax.random.split(key)
         return {
-            "U": input_weights(k_input, x, size, dtype, "ind_rnn"),
-            "w": jax.random.uniform(k_recurrent, (size,), dtype),
-            "b": jnp.zeros((size,), dtype),
+            "U": input_weights(k_input, x, self.size, self.dtype, "ind_rnn"),
+            "w": jax.random.uniform(k_recurrent, (self.size,), self.dtype),
+            "b": jnp.zeros((self.size,), self.dtype),
         }
 
-    def equations(params: Params, h_tm1: State, x: jax.Array) -> tuple[State, jax.Array]:
+    def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
         own_past = jnp.broadcast_to(params["w"], h_tm1.shape) * h_tm1
-        h = activation(affine(x, params["U"], params["b"]) + own_past)
+        h = self.activation(affine(x, params["U"], params["b"]) + own_past)
         return h, h
-
-    return build("ind_rnn", size, size, dtype, learn_initial_state, weights, equations)

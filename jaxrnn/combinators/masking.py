@@ -6,14 +6,18 @@ comes out. A NaN that is not chosen then reaches neither the value nor, through 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks
+from jaxrnn import checks, meshes, trees
+from jaxrnn.combinators.stacking import Around
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -33,19 +37,25 @@ def _keeping_no_masks(fn: Callable[..., Any]) -> Callable[..., Any]:
     return jax.checkpoint(fn, prevent_cse=False, policy=_cheaper_to_redo)
 
 
-def _choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false: Tree) -> Tree:
-    """Leaf by leaf, `mask ? when_true : when_false` with the mask over the leading dimensions."""
+def _choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false: Tree, *, shared: bool = False) -> Tree:
+    """Leaf by leaf, `mask ? when_true : when_false` with the mask over the leading dimensions.
+
+    With `shared`, a leaf with fewer dimensions than the batch has is one that all sequences share: it is
+    chosen if any of them is.
+    """
 
     def chosen(path: Any, a: jax.Array, b: jax.Array) -> jax.Array:
         if a is b:
             return a
+        if shared and a.ndim < mask.ndim:
+            return jnp.where(jnp.any(mask), a, b)
         if a.shape[: mask.ndim] != mask.shape:
             raise ValueError(
                 f"{where}: {checks.leaf_name(what, path)} should start with the batch dimensions "
                 f"{mask.shape} of the mask, got {checks.describe(a)}"
             )
         widened = lax.broadcast_in_dim(mask, a.shape, tuple(range(mask.ndim)))
-        return jnp.where(widened, a, b)
+        return jnp.where(meshes.placed(widened, a), a, b)
 
     return jax.tree_util.tree_map_with_path(chosen, when_true, when_false)
 
@@ -56,7 +66,7 @@ def _zeros(tree: Tree) -> Tree:
 
 def _zeros_for_nans(tree: Tree) -> Tree:
     """Zeros for the leaves that can hold a NaN; integers stay, so that their embedding can leave the loop."""
-    return jax.tree.map(lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+    return jax.tree.map(lambda a: jnp.zeros_like(a) if trees.is_float(a) else a, tree)
 
 
 def masked(cell: Cell, *, live: Callable[[Tree], jax.Array] | None = None) -> Cell:
@@ -67,28 +77,36 @@ def masked(cell: Cell, *, live: Callable[[Tree], jax.Array] | None = None) -> Ce
 
     `live` computes the mask from what is given in its place (`unroll` passes the step's number t
     and `live=lambda t: t < lengths`). Input under a false mask, NaN included, has no effect on any
-    value or gradient; state and output leaves must start with the batch dimensions.
+    value or gradient. Leaves must start with the batch dimensions; but a leaf of the state or the input
+    with fewer dimensions than the batch has (a step counter, a schedule) is shared by all sequences, and
+    goes on as long as any of them is live. Such an output is an error: it would tell of padding.
     Cost: one `where` per leaf; nothing of the state's size is kept for the backward pass on its account.
-    Raises: TypeError if the mask is not boolean, ValueError for a leaf without the batch dimensions.
+    Raises: TypeError if the mask is not boolean, ValueError for a leaf that starts with other dimensions.
     """
+    around = Masked(cell, live)
+    return cell._replace(init=around.init, step=around.step)
 
-    def init(key: Key, x: Tree) -> Params:
-        return cell.init(key, x[0])
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        def guarded(params: Params, state: State, x: Tree, key: Key | None) -> tuple[State, Tree]:
-            inputs, mask = x
-            if live is not None:
-                mask = live(mask)
-            if mask.dtype != jnp.bool_:
-                raise TypeError(f"masked: mask must be boolean, got {checks.describe(mask)}")
-            inputs = _choose("masked", "x", mask, inputs, _zeros(inputs))
-            new, y = cell.step(params, state, inputs, key=key)
-            return _choose("masked", "state", mask, new, state), _choose("masked", "y", mask, y, _zeros(y))
+@dataclass(frozen=True)
+class Masked(Around):
+    live: Callable[[Tree], jax.Array] | None
 
-        return _keeping_no_masks(guarded)(params, state, x, key)
+    def init(self, key: Key, x: Tree) -> Params:
+        return self.inner.init(key, x[0])
 
-    return cell._replace(init=init, step=step)
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        return _keeping_no_masks(self.guarded)(params, state, x, key)
+
+    def guarded(self, params: Params, state: State, x: Tree, key: Key | None) -> tuple[State, Tree]:
+        inputs, mask = x
+        if self.live is not None:
+            mask = self.live(mask)
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"masked: mask must be boolean, got {checks.describe(mask)}")
+        inputs = _choose("masked", "x", mask, inputs, _zeros(inputs), shared=True)
+        new, y = self.inner.step(params, state, inputs, key=key)
+        new = _choose("masked", "state", mask, new, state, shared=True)
+        return new, _choose("masked", "y", mask, y, _zeros(y))
 
 
 def _has_nan(tree: Tree, batch_dims: int) -> jax.Array:
@@ -96,9 +114,9 @@ def _has_nan(tree: Tree, batch_dims: int) -> jax.Array:
     found = [
         jnp.any(jnp.isnan(leaf), axis=tuple(range(batch_dims, leaf.ndim)))
         for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if trees.is_float(leaf)
     ]
-    return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros((), jnp.bool_)
+    return reduce(operator.or_, found) if found else jnp.zeros((), jnp.bool_)
 
 
 def _poisoned(cell: Cell, params: Params, state: State, x: Tree, key: Key | None, batch_dims: int) -> Any:
@@ -108,15 +126,17 @@ def _poisoned(cell: Cell, params: Params, state: State, x: Tree, key: Key | None
     branches of a `cond` are).
     """
     inputs = lax.stop_gradient((params, state, x))
-    types = jax.eval_shape(lambda i: cell.step(*i, key=key), inputs)
     enters = _has_nan((state, x), batch_dims)
 
     def by_the_step() -> Any:
         out = cell.step(*inputs, key=key)
         return enters & _has_nan(out, batch_dims), out
 
+    poisoned, types = jax.eval_shape(by_the_step)
+
     def none() -> Any:
-        return jnp.zeros_like(enters), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), types)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), types)
+        return meshes.placed((jnp.zeros(poisoned.shape, poisoned.dtype), zeros), (poisoned, types))
 
     return lax.stop_gradient(lax.cond(jnp.any(enters), by_the_step, none))
 
@@ -130,30 +150,33 @@ def resettable(cell: Cell) -> Cell:
     An example whose state or output becomes NaN because a NaN went into the step has that value, and
     no gradient through that step: so a NaN before a reset has no effect on any value or gradient
     after it. A cell that makes sense of NaN inputs (as missing, say) goes on doing so.
+    Every leaf must start with the batch dimensions: what all sequences share cannot start anew for one.
     Cost: a `where` and a NaN test per leaf, and the step once more where there is a NaN (under `vmap`
     always); nothing of the state's size is kept for the backward pass on its account.
     Raises: TypeError if reset is not boolean, ValueError for a leaf without the batch dimensions.
     """
+    around = Resettable(cell)
+    return cell._replace(init=around.init, step=around.step)
 
-    def init(key: Key, x: Tree) -> Params:
-        return cell.init(key, x[0])
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        def guarded(params: Params, state: State, x: Tree, key: Key | None) -> tuple[State, Tree]:
-            inputs, reset = x
-            if reset.dtype != jnp.bool_:
-                raise TypeError(f"resettable: reset must be boolean, got {checks.describe(reset)}")
-            start = cell.initial_state(params, reset.shape)
-            state = _choose("resettable", "state", reset, start, state)
-            poisoned, (new_nan, y_nan) = _poisoned(cell, params, state, inputs, key, reset.ndim)
-            poisoned = jnp.broadcast_to(poisoned, reset.shape)
-            # The step to differentiate never sees what made the NaN: 0 * NaN would be NaN in its gradient.
-            state = _choose("resettable", "state", poisoned, start, state)
-            inputs = _choose("resettable", "x", poisoned, _zeros_for_nans(inputs), inputs)
-            new, y = cell.step(params, state, inputs, key=key)
-            new = _choose("resettable", "state", poisoned, new_nan, new)
-            return new, _choose("resettable", "y", poisoned, y_nan, y)
+class Resettable(Around):
+    def init(self, key: Key, x: Tree) -> Params:
+        return self.inner.init(key, x[0])
 
-        return _keeping_no_masks(guarded)(params, state, x, key)
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        return _keeping_no_masks(self.guarded)(params, state, x, key)
 
-    return cell._replace(init=init, step=step)
+    def guarded(self, params: Params, state: State, x: Tree, key: Key | None) -> tuple[State, Tree]:
+        inputs, reset = x
+        if reset.dtype != jnp.bool_:
+            raise TypeError(f"resettable: reset must be boolean, got {checks.describe(reset)}")
+        start = meshes.placed(self.inner.initial_state(params, reset.shape), state)
+        state = _choose("resettable", "state", reset, start, state)
+        poisoned, (new_nan, y_nan) = _poisoned(self.inner, params, state, inputs, key, reset.ndim)
+        poisoned = jnp.broadcast_to(poisoned, reset.shape)
+        # The step to differentiate never sees what made the NaN: 0 * NaN would be NaN in its gradient.
+        state = _choose("resettable", "state", poisoned, start, state)
+        inputs = _choose("resettable", "x", poisoned, _zeros_for_nans(inputs), inputs)
+        new, y = self.inner.step(params, state, inputs, key=key)
+        new = _choose("resettable", "state", poisoned, new_nan, new)
+        return new, _choose("resettable", "y", poisoned, y_nan, y)

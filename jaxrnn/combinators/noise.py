@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import checks
-from jaxrnn.combinators.stacking import split_key
+from jaxrnn import checks, meshes
+from jaxrnn.combinators.stacking import Around, split_key
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -35,43 +36,51 @@ def dropout(cell: Cell, rate: float, *, on: str = "output", mask: str = "step") 
     rate = checks.rate("dropout", rate)
     on_output = checks.one_of("dropout", "on", on, ("output", "input")) == "output"
     per_sequence = checks.one_of("dropout", "mask", mask, ("step", "sequence")) == "sequence"
+    around = Dropout(cell, rate, on_output, per_sequence)
+    return Cell(cell.init, around.initial_state, around.step, around.begin)
 
-    def thinned(tree: Tree, key: Key) -> Tree:
-        leaves, structure = jax.tree.flatten(tree)
-        kept = []
-        for leaf, k in zip(leaves, split_key(key, len(leaves)), strict=True):
-            keep = jax.random.bernoulli(k, 1 - rate, leaf.shape)
-            kept.append(jnp.where(keep, leaf / (1 - rate), jnp.zeros_like(leaf)))
-        return jax.tree.unflatten(structure, kept)
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
-        return cell.initial_state(own(params)[0], batch_shape)
+@dataclass(frozen=True)
+class Dropout(Around):
+    rate: float
+    on_output: bool
+    per_sequence: bool
 
-    def own(params: Params) -> tuple[Params, Key | None]:
-        """The cell's parameters, and this dropout's key if `begin` drew one (a cell inside may have one too)."""
-        return params if per_sequence and isinstance(params, Drawn) else (params, None)
-
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        params, drawn = own(params)
-        if key is None or rate == 0.0:
-            return cell.step(params, state, x, key=key)
+    def begin(self, params: Params, key: Key) -> Params:
         k_mask, k_cell = jax.random.split(key)
-        if per_sequence:
+        params = self.inner.begin(params, k_cell)
+        return Drawn(params, k_mask) if self.per_sequence else params
+
+    def own(self, params: Params) -> tuple[Params, Key | None]:
+        """The cell's parameters, and this dropout's key if `begin` drew one (a cell inside may have one too)."""
+        return params if self.per_sequence and isinstance(params, Drawn) else (params, None)
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State:
+        return self.inner.initial_state(self.own(params)[0], batch_shape)
+
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        params, drawn = self.own(params)
+        if key is None or self.rate == 0.0:
+            return self.inner.step(params, state, x, key=key)
+        k_mask, k_cell = jax.random.split(key)
+        if self.per_sequence:
             if drawn is None:
                 raise ValueError(
                     "dropout: mask='sequence' is drawn before the loop; "
                     "call params = cell.begin(params, key) first (unroll does it for you)"
                 )
             k_mask = drawn
-        state_out, y = cell.step(params, state, x if on_output else thinned(x, k_mask), key=k_cell)
-        return state_out, thinned(y, k_mask) if on_output else y
+        x = x if self.on_output else self.thinned(x, k_mask)
+        state_out, y = self.inner.step(params, state, x, key=k_cell)
+        return state_out, self.thinned(y, k_mask) if self.on_output else y
 
-    def begin(params: Params, key: Key) -> Params:
-        k_mask, k_cell = jax.random.split(key)
-        params = cell.begin(params, k_cell)
-        return Drawn(params, k_mask) if per_sequence else params
-
-    return Cell(cell.init, initial_state, step, begin)
+    def thinned(self, tree: Tree, key: Key) -> Tree:
+        leaves, structure = jax.tree.flatten(tree)
+        kept = []
+        for leaf, k in zip(leaves, split_key(key, len(leaves)), strict=True):
+            keep = meshes.placed(jax.random.bernoulli(k, 1 - self.rate, leaf.shape), leaf)
+            kept.append(jnp.where(keep, leaf / (1 - self.rate), jnp.zeros_like(leaf)))
+        return jax.tree.unflatten(structure, kept)
 
 
 def zoneout(cell: Cell, rate: float | State) -> Cell:
@@ -91,31 +100,37 @@ def zoneout(cell: Cell, rate: float | State) -> Cell:
     """
     checks.a_cell("zoneout", cell)
     jax.tree.map(lambda r: checks.rate("zoneout", r), rate)
+    return cell._replace(step=Zoneout(cell, rate).step)
 
-    def rates(state: State) -> list[float]:
-        if jax.tree_util.treedef_is_leaf(jax.tree.structure(rate)):
-            return [checks.number(rate)] * len(jax.tree.leaves(state))
-        given, wanted = (jax.tree_util.tree_structure(t) for t in (rate, state))
-        if given != wanted:
-            raise ValueError(f"zoneout: rate should be one number or have the state's structure {wanted}, got {given}")
-        return [checks.number(r) for r in jax.tree.leaves(rate)]
 
-    def mixed(r: float, key: Key | None, old: jax.Array, new: jax.Array) -> jax.Array:
-        if r == 0.0 or not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        if key is None:
-            return r * old + (1 - r) * new
-        return jnp.where(jax.random.bernoulli(key, r, new.shape), old, new)
+@dataclass(frozen=True)
+class Zoneout(Around):
+    rate: float | State
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         k_mask, k_cell = split_key(key, 2)
-        new, y = cell.step(params, state, x, key=k_cell)
+        new, y = self.inner.step(params, state, x, key=k_cell)
         old_leaves, new_leaves = jax.tree.leaves(state), jax.tree.leaves(new)
         keys = split_key(k_mask, len(new_leaves))
-        zoned = [mixed(*each) for each in zip(rates(state), keys, old_leaves, new_leaves, strict=True)]
+        zoned = [_mixed(*each) for each in zip(self.rates(state), keys, old_leaves, new_leaves, strict=True)]
         # y is h itself in most cells: what the next layer sees must be what the next step sees.
         same = {id(before): after for before, after in zip(new_leaves, zoned, strict=True)}
         y = jax.tree.map(lambda leaf: same.get(id(leaf), leaf), y)
         return jax.tree.unflatten(jax.tree.structure(new), zoned), y
 
-    return cell._replace(step=step)
+    def rates(self, state: State) -> list[float]:
+        if jax.tree_util.treedef_is_leaf(jax.tree.structure(self.rate)):
+            return [checks.number(self.rate)] * len(jax.tree.leaves(state))
+        given, wanted = (jax.tree_util.tree_structure(t) for t in (self.rate, state))
+        if given != wanted:
+            raise ValueError(f"zoneout: rate should be one number or have the state's structure {wanted}, got {given}")
+        return [checks.number(r) for r in jax.tree.leaves(self.rate)]
+
+
+def _mixed(rate: float, key: Key | None, old: jax.Array, new: jax.Array) -> jax.Array:
+    if rate == 0.0 or not jnp.issubdtype(new.dtype, jnp.floating):
+        return new
+    if key is None:
+        return rate * old + (1 - rate) * new
+    keep = meshes.placed(jax.random.bernoulli(key, rate, new.shape), new)
+    return jnp.where(keep, meshes.placed(old, new), new)

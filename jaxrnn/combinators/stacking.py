@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks, inference
+from jaxrnn.cells.base import Definition
+from jaxrnn.pickling import Picklable
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -31,29 +34,40 @@ def stack(*cells: Cell) -> Cell:
         raise ValueError("stack: needs at least one cell")
     for cell in cells:
         checks.a_cell("stack", cell)
+    return Stack(cells).cell
 
-    def init(key: Key, x: Tree) -> Params:
+
+@dataclass(frozen=True)
+class Stack(Definition):
+    cells: tuple[Cell, ...]
+
+    def init(self, key: Key, x: Tree) -> Params:
         params = []
-        for cell, k in zip(cells, jax.random.split(key, len(cells)), strict=True):
+        for cell, k in zip(self.cells, jax.random.split(key, len(self.cells)), strict=True):
             params.append(cell.init(k, x))
             x = inference.output("stack", cell, params[-1], x)
         return tuple(params)
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> State:
-        return tuple(cell.initial_state(p, batch_shape) for cell, p in zip(cells, params, strict=True))
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State:
+        return tuple(cell.initial_state(p, batch_shape) for cell, p in zip(self.cells, params, strict=True))
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         states = []
-        for cell, p, s, k in zip(cells, params, state, split_key(key, len(cells)), strict=True):
+        for cell, p, s, k in zip(self.cells, params, state, split_key(key, len(self.cells)), strict=True):
             s_out, x = cell.step(p, s, x, key=k)
             states.append(s_out)
         return tuple(states), x
 
-    def begin(params: Params, key: Key) -> Params:
-        keys = split_key(key, len(cells))
-        return tuple(cell.begin(p, k) for cell, p, k in zip(cells, params, keys, strict=True))
+    def begin(self, params: Params, key: Key) -> Params:
+        keys = split_key(key, len(self.cells))
+        return tuple(cell.begin(p, k) for cell, p, k in zip(self.cells, params, keys, strict=True))
 
-    return Cell(init, initial_state, step, begin)
+
+@dataclass(frozen=True)
+class Around(Picklable):
+    """What is put around a cell: some of its functions changed, as methods here; the others stay the cell's own."""
+
+    inner: Cell
 
 
 def residual(cell: Cell) -> Cell:
@@ -63,13 +77,14 @@ def residual(cell: Cell) -> Cell:
     where shapes or dtypes differ. He et al. 2016; Kim et al. 2017 for recurrent nets.
     """
     checks.a_cell("residual", cell)
+    return cell._replace(step=Residual(cell).step)
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
-        state_out, y = cell.step(params, state, x, key=key)
+
+class Residual(Around):
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        state_out, y = self.inner.step(params, state, x, key=key)
         checks.same_type("residual", "y", x, y, "the output must have the input's type; add a layer to match them")
         return state_out, jax.tree.map(jnp.add, x, y)
-
-    return cell._replace(step=step)
 
 
 def with_loss(cell: Cell, loss: Callable[[Tree, Tree], jax.Array]) -> Cell:
@@ -81,13 +96,18 @@ def with_loss(cell: Cell, loss: Callable[[Tree, Tree], jax.Array]) -> Cell:
     what is trained through `with_loss(cell, ...)` is used through `cell`.
     """
     checks.a_cell("with_loss", cell)
+    around = WithLoss(cell, loss)
+    return cell._replace(init=around.init, step=around.step)
 
-    def init(key: Key, x: Tree) -> Params:
-        return cell.init(key, x[0])
 
-    def step(params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+@dataclass(frozen=True)
+class WithLoss(Around):
+    loss: Callable[[Tree, Tree], jax.Array]
+
+    def init(self, key: Key, x: Tree) -> Params:
+        return self.inner.init(key, x[0])
+
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         inputs, target = x
-        state_out, prediction = cell.step(params, state, inputs, key=key)
-        return state_out, loss(prediction, target)
-
-    return cell._replace(init=init, step=step)
+        state_out, prediction = self.inner.step(params, state, inputs, key=key)
+        return state_out, self.loss(prediction, target)

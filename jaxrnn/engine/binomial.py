@@ -109,22 +109,22 @@ def split(steps: int, slots: int) -> int:
 
 
 class Table(NamedTuple):
-    """The binomial schedule as integers: one pass over all leaves, then the leaves' gradients, last leaf first.
+    """The binomial schedule as integers: one pass over all segments, then the segments' gradients, last segment first.
 
-        for k in range(leaves):            slots[first[k]] = carry;  carry = leaf_k(carry)
-        for k in reversed(range(leaves)):  carry = slots[restore[k]]
+        for k in range(segments):            slots[first[k]] = carry;  carry = segment_k(carry)
+        for k in reversed(range(segments)):  carry = slots[restore[k]]
                                            for n in range(begin[k], end[k]):
-                                               slots[store[n]] = carry;  carry = leaf_run[n](carry)
-                                           the gradient of leaf k, from carry
+                                               slots[store[n]] = carry;  carry = segment_run[n](carry)
+                                           the gradient of segment k, from carry
 
     Slot 0 holds the first carry; slot number `slots`, beside the others, takes what need not be kept.
     """
 
-    first: np.ndarray  # [leaves]
-    restore: np.ndarray  # [leaves]
-    begin: np.ndarray  # [leaves]
-    end: np.ndarray  # [leaves]
-    run: np.ndarray  # [advances] which leaf is run again, only to reach a later one
+    first: np.ndarray  # [segments]
+    restore: np.ndarray  # [segments]
+    begin: np.ndarray  # [segments]
+    end: np.ndarray  # [segments]
+    run: np.ndarray  # [advances] which segment is run again, only to reach a later one
     store: np.ndarray  # [advances]
 
     @property
@@ -136,43 +136,43 @@ class _Piece(NamedTuple):
     """Leaves whose gradients are still due, as a subproblem of the schedule."""
 
     start: int
-    leaves: int
+    segments: int
     slots: int  # that it may use, the one that holds its first carry included
     slot: int
 
 
 @functools.lru_cache(maxsize=64)
-def table(leaves: int, slots: int) -> Table:
-    """The schedule for so many leaves with so many kept carries, the first one among them."""
+def table(segments: int, slots: int) -> Table:
+    """The schedule for so many segments with so many kept carries, the first one among them."""
     scratch, free = slots, list(range(slots - 1, 0, -1))
-    restore, begin, end = (np.zeros(leaves, np.int32) for _ in range(3))
-    due = [_Piece(0, leaves, slots, 0)]
+    restore, begin, end = (np.zeros(segments, np.int32) for _ in range(3))
+    due = [_Piece(0, segments, slots, 0)]
 
     def kept_on_the_way(piece: _Piece) -> dict[int, int]:
-        """Splits a piece down to its last leaf: which carries to keep on the way there, in which slots."""
+        """Splits a piece down to its last segment: which carries to keep on the way there, in which slots."""
         kept = {}
-        while piece.leaves > 1:
-            left = split(piece.leaves, piece.slots) if piece.slots > 1 else piece.leaves - 1
-            due.append(piece._replace(leaves=left))
-            start, right = piece.start + left, piece.leaves - left
-            if right > 1:  # a single leaf is run at once, from the carry at hand
+        while piece.segments > 1:
+            left = split(piece.segments, piece.slots) if piece.slots > 1 else piece.segments - 1
+            due.append(piece._replace(segments=left))
+            start, right = piece.start + left, piece.segments - left
+            if right > 1:  # a single segment is run at once, from the carry at hand
                 kept[start] = free.pop()
             piece = _Piece(start, right, piece.slots - 1, kept.get(start, scratch))
         return kept
 
     kept = {0: 0} | kept_on_the_way(due.pop())
-    first = np.array([kept.get(k, scratch) for k in range(leaves)], np.int32)
+    first = np.array([kept.get(k, scratch) for k in range(segments)], np.int32)
     restore[-1] = first[-1]
     run: list[int] = []
     store: list[int] = []
     while due:
         piece = due.pop()
-        last = piece.start + piece.leaves - 1
+        last = piece.start + piece.segments - 1
         restore[last], begin[last] = piece.slot, len(run)
         kept = kept_on_the_way(piece)
         run += range(piece.start, last)
         store += [kept.get(k, scratch) for k in range(piece.start, last)]
         end[last] = len(run)
-        if piece.leaves == 1 and piece.slot:
+        if piece.segments == 1 and piece.slot:
             free.append(piece.slot)
     return Table(first, restore, begin, end, np.array(run, np.int32), np.array(store, np.int32))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from jaxrnn.trees import leaf_bytes, nbytes
+from jaxrnn.engine.ir import as_jaxpr
+from jaxrnn.trees import all_steps, leaf_bytes, nbytes
 from jaxrnn.types import Scan, Tree
 
 
@@ -45,7 +45,7 @@ def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: 
     """Bytes that a scan keeps per step for the backward pass, its inputs aside: the slope over two lengths."""
 
     def residuals(steps: int) -> int:
-        xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), x)
+        xs = all_steps(x, steps)
         backward, _ = _backward(lambda carry, xs: scan(f, carry, xs, length=steps), carry, xs)
         kept = {v for v in backward.outvars if not isinstance(v, Literal)} - set(backward.invars)
         return sum(leaf_bytes(v.aval) for v in kept)
@@ -56,19 +56,12 @@ def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: 
 def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> tuple[Jaxpr, int]:
     """f's trace, returning what its vector-Jacobian product needs; so many of its first inputs were closed over."""
     closed = jax.make_jaxpr(f)(carry, x)
-    consts = [jax.ShapeDtypeStruct(jnp.shape(c), jnp.result_type(c)) for c in closed.consts]
+    consts = [v.aval for v in closed.jaxpr.constvars]
     jaxpr = closed.jaxpr
     # The same with what it closed over as its first arguments, so that those are differentiated too.
-    opened = ClosedJaxpr(
-        Jaxpr((), [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns, jaxpr.effects, jaxpr.debug_info), ()
-    )
+    opened = ClosedJaxpr(as_jaxpr([*jaxpr.constvars, *jaxpr.invars], jaxpr.eqns, jaxpr.outvars), ())
 
     def residuals(*args: Any) -> list[Any]:
         return jax.tree.leaves(jax.vjp(jaxpr_as_fun(opened), *args)[1])
 
-    leaves = [_like(leaf) for leaf in (*jax.tree.leaves(carry), *jax.tree.leaves(x))]
-    return jax.make_jaxpr(residuals)(*consts, *leaves).jaxpr, len(consts)
-
-
-def _like(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+    return jax.make_jaxpr(residuals)(*consts, *jax.tree.leaves((carry, x))).jaxpr, len(consts)

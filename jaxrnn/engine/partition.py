@@ -1,37 +1,31 @@
 """A step split into what must run step by step and what can run for all steps at once.
 
-    stage 1:  batched part, over time          everything that the loop reads and that needs no carry
+    stage 1:  batched part, over time          what the loop reads and that needs no carry
               loop                             the carries of one component, and what they need
     stage 2:  batched part, loop               the next component, reading what the first has emitted
     ...
-    last:     batched part                     outputs that no carry needs
+    last:     batched part                     what only outputs need
 
-What moves. Work that reads no carry (a product with the input, say) leaves the loop, as does work
-that no carry needs (a readout, a loss). Only what pays moves: a value is batched if some real work
-(anything but elementwise operations and reductions) is behind it, and batching stops before
-operations that merely expand (a broadcast, a one-hot). What depends on neither carry nor input is
-computed once, before everything.
+What depends on neither carry nor input is computed once, before everything. Of the rest,
+`placement` decides by bytes what leaves. Three things never leave:
+
+- an operation with a gradient of its own (`custom_vjp`) that reads a weight: its rule is due once for each
+  step's copy of the weight, not once for their sum;
+- random numbers drawn with keys of which `vmap` would make other numbers;
+- a `stop_gradient` that the loop reads: it must see that no derivative will be asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from jax.extend.core import Var
 
-from jaxrnn.engine.ir import (
-    Atom,
-    Equation,
-    Flat,
-    is_light,
-    is_product,
-    is_var,
-    producers,
-    reached,
-    slice_back,
-    stays_with_reader,
-    variables,
-)
+from jaxrnn.engine.ir import Atom, Flat, is_float, is_var, producers, reached, reads, size_bytes, slice_back, variables
+from jaxrnn.engine.loop import Loop
+from jaxrnn.engine.placement import leaving_before, staying_for_outputs
+from jaxrnn.engine.rules import Equation, draws_otherwise_when_batched, has_own_gradient, is_light, rule
 
 
 class Batched(NamedTuple):
@@ -42,32 +36,22 @@ class Batched(NamedTuple):
     makes: list[Var]  # stacked over time
 
 
-class Loop(NamedTuple):
-    """Evaluated step by step."""
-
-    equations: list[Equation]
-    invariant: list[Var]  # read, the same at every step
-    carry: list[Var]
-    stacked: list[Var]  # read, one per step
-    carry_out: list[Atom]
-    emitted: list[Var]  # one per step, for the parts after the loop
-
-
 class Stage(NamedTuple):
     batched: Batched
     loop: Loop
     places: list[int]  # which leaves of the carry
 
 
-class Plan(NamedTuple):
+class Parts(NamedTuple):
+    """A step, partitioned."""
+
     flat: Flat
     carry: list[Var]
     xs: list[Var]
     constant: list[int]  # leaves of the carry that every step hands on as they came
-    invariant: list[Equation]  # computed once
+    once: list[Equation]  # what no step changes
     stages: list[Stage]
     last: Batched
-    carry_out: list[Atom]
     ys: list[Atom]  # those of the step, then what each of the totals grows by
     totals: tuple[int, ...] = ()  # leaves of the step's carry that only add something up; `carry` is without them
 
@@ -79,13 +63,7 @@ class Plan(NamedTuple):
     def pays(self) -> bool:
         """Whether anything is gained over `lax.scan`: work that leaves the loop, or a weight gradient."""
         work = any(not is_light(e) for part in self.batched for e in part.equations)
-        return work or any(weights(stage.loop) for stage in self.stages)
-
-
-def weights(loop: Loop) -> list[Var]:
-    """The invariant values that products in the loop read: their gradients can be deferred."""
-    known = set(loop.invariant)
-    return list(dict.fromkeys(v for e in loop.equations if is_product(e) for v in variables(e.invars) if v in known))
+        return work or any(stage.loop.weights for stage in self.stages)
 
 
 def components(depends: list[set[int]]) -> list[list[int]]:
@@ -103,7 +81,27 @@ def components(depends: list[set[int]]) -> list[list[int]]:
     return order
 
 
-def partition(flat: Flat, carries: int, separate: bool) -> Plan:
+def totals(flat: Flat, carries: int) -> dict[int, Atom]:
+    """The leaves of the carry that only add something up, and what they grow by: s_t = s_tm1 + u_t, read nowhere else.
+
+    Such a sum is made of all steps' u_t at once, so that what u_t is computed from (a loss) need not
+    be in the loop.
+    """
+    uses = [v for e in flat.equations for v in variables(e.invars)] + variables(flat.outputs)
+    made_by = producers(flat.equations)
+    found = {}
+    for j in range(carries):
+        s, out = flat.inputs[j], flat.outputs[j]
+        e = made_by.get(out) if is_var(out) else None
+        if e is None or not rule(e).is_sum or flat.outputs.count(out) > 1:
+            continue
+        others = [a for a in e.invars if a is not s]
+        if len(others) == 1 and uses.count(s) == 1 and uses.count(out) == 1:
+            found[j] = others[0]
+    return found
+
+
+def partition(flat: Flat, carries: int, separate: bool) -> Parts:
     """Splits a step, traced as (carry leaves, x leaves) -> (carry leaves, y leaves)."""
     growth = totals(flat, carries)
     kept = [j for j in range(carries) if j not in growth]
@@ -111,157 +109,152 @@ def partition(flat: Flat, carries: int, separate: bool) -> Plan:
         inputs = [flat.inputs[j] for j in kept] + flat.inputs[carries:]
         outputs = [flat.outputs[j] for j in kept] + flat.outputs[carries:] + list(growth.values())
         flat = flat._replace(inputs=inputs, outputs=outputs)
-    return _Partition(flat, len(kept)).plan(separate)._replace(totals=tuple(growth))
-
-
-def totals(flat: Flat, carries: int) -> dict[int, Atom]:
-    """The leaves of the carry that only add something up, and what they grow by: s_t = s_tm1 + u_t, read nowhere else.
-
-    Such a sum is made of all steps' u_t at once, so that what u_t is computed from (a loss) need not
-    be in the loop.
-    """
-    reads = [v for e in flat.equations for v in variables(e.invars)] + variables(flat.outputs)
-    made_by = producers(flat.equations)
-    found = {}
-    for j in range(carries):
-        s, out = flat.inputs[j], flat.outputs[j]
-        e = made_by.get(out) if is_var(out) else None
-        if e is None or e.primitive.name not in ("add", "add_any") or flat.outputs.count(out) > 1:
-            continue
-        others = [a for a in e.invars if a is not s]
-        if len(others) == 1 and reads.count(s) == 1 and reads.count(out) == 1:
-            found[j] = others[0]
-    return found
+    return _Partition(flat, len(kept)).parts(separate)._replace(totals=tuple(growth))
 
 
 class _Partition:
+    """The step being split, stage after stage: what is known of its values so far."""
+
     def __init__(self, flat: Flat, carries: int):
-        self.flat = flat
+        self.flat, self.equations = flat, flat.equations
         self.carry, self.xs = flat.inputs[:carries], flat.inputs[carries:]
         self.carry_out, self.ys = flat.outputs[:carries], flat.outputs[carries:]
         # A leaf that every step hands on as it came is as good as closed over.
         self.constant = [j for j in range(carries) if self.carry_out[j] is self.carry[j]]
+        self.moving = [j for j in range(carries) if j not in self.constant]
         self.consts = {*flat.const_vars, *(self.carry[j] for j in self.constant)}
-        moving = [v for j, v in enumerate(self.carry) if j not in self.constant]
-        self.varying = reached(flat.equations, [*self.xs, *moving])
-        self.producer = producers(flat.equations)
-        self.read_from_carry = {v: reached(flat.equations, [v]) for v in moving}
+        sources = [*self.xs, *(self.carry[j] for j in self.moving)]
+        self.bound = _bound_to_their_step(self.equations, reached(self.equations, sources))
+        self.varying = reached(self.equations, [*sources, *self.bound])
+        self.needed_by = {j: reached(self.equations, [self.carry[j]]) for j in self.moving}
+        self.alike = self.consts | {v for e in self.equations for v in e.outvars if v not in self.varying}
+        # Computed once; what merely expands (a broadcast, a one-hot) is made again where it is read.
+        made = [e for e in self.equations if self.varying.isdisjoint(e.outvars) and not _stays_with_reader(e)]
+        self.once = self.consts | {v for e in made for v in e.outvars}
         self.stacked = set(self.xs)  # what exists for all steps by now
-        self.loops: list[dict[Var, None]] = []  # what each loop emits, as found out
-        self.computed_by: dict[Var, int] = {}  # which loop has a value
+        self.made_in: dict[Var, int] = {}  # which loop has a value
+        self.emitted: list[dict[Var, None]] = []  # what each loop emits, as found out
         self.done: set[int] = set()  # leaves of the carry whose loop is planned
-        self.once: dict[Var, None] = {}  # invariant values to compute before everything
+
+    def parts(self, separate: bool) -> Parts:
+        groups = [self.moving] if self.moving or self.bound else []
+        if separate and not self.bound:  # what is bound to its step is done once in it, for all that read it
+            place = {j: n for n, j in enumerate(self.moving)}
+            found = components([{place[k] for k in self.needs(self.carry_out[j])} for j in self.moving])
+            groups = [[self.moving[n] for n in group] for group in found]
+        stages = [self._stage(group) for group in groups]
+        last = self._batched([y for y in variables(self.ys) if not self._exists(y)])
+        for y in variables(self.ys):
+            self._exists(y)
+        stages = [
+            stage._replace(loop=stage.loop._replace(emitted=list(emitted)))
+            for stage, emitted in zip(stages, self.emitted, strict=True)
+        ]
+        outside = [e for part in (*(stage.batched for stage in stages), last) for e in part.equations]
+        once = [v for stage in stages for v in stage.loop.invariant] + variables(self.ys)
+        once += [v for e in outside for v in variables(e.invars)]
+        computed = slice_back(self.equations, [v for v in once if v in self.once], self.consts)
+        return Parts(self.flat, self.carry, self.xs, self.constant, computed, stages, last, self.ys)
 
     def needs(self, v: Atom) -> set[int]:
         """The leaves of the carry that a value of the step depends on."""
-        if not is_var(v):
-            return set()
-        return {j for j, c in enumerate(self.carry) if c in self.read_from_carry and v in self.read_from_carry[c]}
+        return {j for j, found in self.needed_by.items() if is_var(v) and v in found}
 
-    def plan(self, separate: bool) -> Plan:
-        moving = [j for j in range(len(self.carry)) if j not in self.constant]
-        groups = [moving] if moving else []
-        if separate:
-            place = {j: n for n, j in enumerate(moving)}
-            found = components([{place[k] for k in self.needs(self.carry_out[j])} for j in moving])
-            groups = [[moving[n] for n in group] for group in found]
-        stages = [self._stage(group) for group in groups]
-        emitted_now = [v for v in variables(self.ys) if not self._available(v)]
-        last = self._batched(emitted_now)
-        for v in variables(self.ys):
-            self._available(v)
-        stages = [
-            stage._replace(loop=stage.loop._replace(emitted=list(emitted)))
-            for stage, emitted in zip(stages, self.loops, strict=True)
-        ]
-        once = slice_back(self.flat.equations, self.once, self.consts)
-        return Plan(self.flat, self.carry, self.xs, self.constant, once, stages, last, self.carry_out, self.ys)
-
-    def _available(self, v: Var) -> bool:
-        """Whether a value exists for all steps, or once; a loop that computes it is told to emit it."""
-        if v in self.computed_by:
-            self.loops[self.computed_by[v]][v] = None
+    def _exists(self, v: Var) -> bool:
+        """Whether a value exists for all steps, or once; a loop that has it is told to emit it."""
+        if v in self.made_in:
+            self.emitted[self.made_in[v]][v] = None
             self.stacked.add(v)
-        elif v in self.consts or (v not in self.varying and not stays_with_reader(self.producer[v])):
-            self.once[v] = None
         return v in self.stacked or v in self.once
 
-    def _with_work_behind(self, given: set[Var]) -> set[Var]:
-        """The values that real work has to be done for at every step, where the given ones are there already."""
-        found: set[Var] = set()
-        for e in self.flat.equations:
-            own_work = not is_light(e) and not self.varying.isdisjoint(e.outvars)
-            if own_work or not found.isdisjoint(variables(e.invars)):
-                found.update(v for v in e.outvars if v not in given)
-        return found
-
     def _stage(self, group: list[int]) -> Stage:
-        number = len(self.loops)
-        known = {*self.stacked, *self.computed_by}
-        moves = self._with_work_behind(known)
-        in_loop = set().union(*(self.read_from_carry[self.carry[j]] for j in group))
-        own = [self.carry[j] for j in group]
-
-        def body(roots: list[Atom]) -> tuple[list[Equation], dict[Var, None], dict[Var, None]]:
-            """The loop's equations, and what it reads, once and per step."""
-            chosen: set[int] = set()
-            reads: dict[Var, None] = {}
-            waiting, seen = variables(roots), set(own)
-            while waiting:
-                v = waiting.pop()
-                if v in seen:
-                    continue
-                seen.add(v)
-                if v in known or v in self.consts or not (v in in_loop or self._stays(v, moves)):
-                    reads[v] = None
-                    continue
-                chosen.add(id(self.producer[v]))
-                waiting += variables(self.producer[v].invars)
-            equations = [e for e in self.flat.equations if id(e) in chosen]
-            order = [v for e in equations for v in variables(e.invars)] + variables(roots)
-            reads = dict.fromkeys(v for v in order if v in reads)
-            return (
-                equations,
-                {v: None for v in reads if v not in self.varying},
-                {v: None for v in reads if v in self.varying},
-            )
-
-        roots = [self.carry_out[j] for j in group]
-        core = {v for e in body(roots)[0] for v in e.outvars} | set(own)
-        moves_after = self._with_work_behind(core | known)
+        own, out = [self.carry[j] for j in group], [self.carry_out[j] for j in group]
+        in_loop = reached(self.equations, [*own, *self.bound])
+        there = {*self.stacked, *self.made_in, *self.once}
+        core = self._made_here(out, in_loop, there | set(own))
         self.done.update(group)
-        for y in variables(self.ys):  # an output that costs next to nothing is made in the loop
-            if y in in_loop and y not in core and self.needs(y) <= self.done and y not in moves_after:
-                roots.append(y)
-        equations, invariant, stacked = body(roots)
-        for v in [*invariant, *stacked]:
-            self._available(v)
-        batched = self._batched([v for v in stacked if v not in self.stacked])
+        roots = [*out, *self._roots_of_outputs(core, own, in_loop, there)]
+        everything = self._made_here(roots, in_loop, there | set(own))
+        before = self._before(everything, roots, in_loop, there)
+        outside = {v for e in before for v in e.outvars}
+        equations = slice_back(self.equations, roots, there | outside | set(own))
+        made = {*own, *(v for e in equations for v in e.outvars)}
+        read = [v for v in variables([a for e in equations for a in e.invars] + roots) if v not in made]
+        stacked = [v for v in read if v in self.varying]
+        invariant = [v for v in read if v not in self.varying]
+        batched = self._batched([v for v in stacked if not self._exists(v)])
         for v in [*own, *(v for e in equations for v in e.outvars)]:
             if v in in_loop:  # what needs no carry is as easily made again as emitted
-                self.computed_by.setdefault(v, number)
-        self.loops.append({})
-        loop = Loop(equations, list(invariant), own, list(stacked), [self.carry_out[j] for j in group], [])
-        return Stage(batched, loop, group)
+                self.made_in.setdefault(v, len(self.emitted))
+        self.emitted.append({})
+        return Stage(batched, Loop(equations, invariant, own, stacked, out, []), group)
 
-    def _stays(self, v: Var, moves: set[Var]) -> bool:
-        """Whether a value that needs no carry is nevertheless made where it is used."""
-        return stays_with_reader(self.producer[v]) or (v in self.varying and v not in moves)
+    def _made_here(self, roots: Iterable[Atom], in_loop: set[Var], given: set[Var]) -> list[Equation]:
+        """The equations behind the roots that need this loop's carries, or are bound to their step."""
+        elsewhere = {v for e in self.equations for v in e.outvars if v not in in_loop}
+        return slice_back(self.equations, roots, given | elsewhere)
+
+    def _roots_of_outputs(self, core: list[Equation], own: list[Var], in_loop: set[Var], there: set[Var]) -> list[Var]:
+        """What the loop makes for the outputs alone: those outputs, or what they are computed from after it."""
+        made = {*own, *(v for e in core for v in e.outvars)}
+        due = [y for y in variables(self.ys) if y in in_loop and y not in there and self.needs(y) <= self.done]
+        beyond = self._made_here(due, in_loop, there | made)
+        staying = staying_for_outputs(beyond, made, set(due), self.alike, self.bound)
+        chosen = {id(e) for e in staying}
+        read_after = {v for e in beyond if id(e) not in chosen for v in variables(e.invars)}
+        return [v for e in staying for v in e.outvars if v in read_after or v in due]
+
+    def _before(
+        self, made_here: list[Equation], roots: list[Atom], in_loop: set[Var], there: set[Var]
+    ) -> list[Equation]:
+        """The equations to be done before the loop: of those that it needs and that need no carry."""
+        read = [v for v in variables([a for e in made_here for a in e.invars] + roots) if v not in in_loop]
+        given = there | self.alike
+        behind = slice_back(self.equations, read, given)
+        while stopped := [e for e in behind if _stops_gradient(e) and not set(e.outvars).isdisjoint(read)]:
+            made_here = [*made_here, *stopped]
+            gone = {v for e in stopped for v in e.outvars}
+            read = [v for v in read if v not in gone] + [v for e in stopped for v in variables(e.invars)]
+            behind = slice_back(self.equations, read, given)
+        return leaving_before(behind, [v for v in read if v not in given], self.alike)
 
     def _batched(self, makes: list[Var]) -> Batched:
-        chosen: set[int] = set()
-        reads: dict[Var, None] = {}
+        """What makes these values for all steps, from what exists for all steps."""
+        found: list[Var] = []
         waiting, seen = list(makes), set()
+        chosen: set[int] = set()
+        made_by = producers(self.equations)
         while waiting:
             v = waiting.pop()
-            if v in seen:
+            if v in seen or v in self.once:
                 continue
             seen.add(v)
-            if self._available(v):
-                reads[v] = None
+            if self._exists(v):
+                found.append(v)
                 continue
-            chosen.add(id(self.producer[v]))
-            waiting += variables(self.producer[v].invars)
+            chosen.add(id(made_by[v]))
+            waiting += variables(made_by[v].invars)
         self.stacked.update(makes)
-        equations = [e for e in self.flat.equations if id(e) in chosen]
-        return Batched(equations, list(reads), makes)
+        return Batched([e for e in self.equations if id(e) in chosen], found, makes)
+
+
+def _bound_to_their_step(equations: list[Equation], varying: set[Var]) -> set[Var]:
+    """What must be computed in a loop although it may need no carry."""
+
+    def bound(e: Equation) -> bool:
+        weights = [v for v in variables(e.invars) if is_float(v) and v not in varying]
+        return (bool(weights) and has_own_gradient(e)) or (reads(e, varying) and draws_otherwise_when_batched(e))
+
+    return {v for e in equations if bound(e) for v in e.outvars}
+
+
+def _stops_gradient(equation: Equation) -> bool:
+    return equation.primitive.name == "stop_gradient"
+
+
+def _stays_with_reader(equation: Equation) -> bool:
+    """Whether an equation is better done where its result is read: for next to no work, more comes out than goes in."""
+    if not is_light(equation):
+        return False
+    grows = sum(map(size_bytes, equation.outvars)) > sum(map(size_bytes, variables(equation.invars)))
+    return grows or _stops_gradient(equation)

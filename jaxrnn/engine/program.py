@@ -10,24 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.engine.deferral import How, deferred_loop, transposable
-from jaxrnn.engine.ir import (
-    Env,
-    is_float,
-    is_light,
-    is_product,
-    is_var,
-    read,
-    run,
-    run_at_once,
-    size_bytes,
-    worth_keeping,
-)
-from jaxrnn.engine.linearize import Body
-from jaxrnn.engine.partition import Batched, Loop, Plan
+from jaxrnn.engine.deferral import How, deferred_loop
+from jaxrnn.engine.evaluate import run, run_at_once
+from jaxrnn.engine.ir import Atom, Env, is_float, is_var, read, size_bytes
+from jaxrnn.engine.loop import Leaves
+from jaxrnn.engine.partition import Batched, Parts
+from jaxrnn.engine.rules import is_light, is_product, worth_keeping
+from jaxrnn.trees import put
 
 
-def balanced_segment(plan: Plan, steps: int) -> int:
+def steps_at_once(parts: Parts, steps: int) -> int:
     """How many steps to batch at once: as many as make the batched arrays half as large as the weights.
 
     Per segment each weight's gradient is read and written once, and the batched arrays (what products
@@ -35,10 +27,10 @@ def balanced_segment(plan: Plan, steps: int) -> int:
     bytes / (2 * batched bytes per step) the two cost alike; fewer steps would spend the time on the
     weights, more would leave the cache. Between 4 and 64, and a divisor of T where one is near.
     """
-    work = [e for part in plan.batched for e in part.equations if not is_light(e)]
-    work += [e for stage in plan.stages for e in stage.loop.equations if is_product(e)]
+    work = [e for part in parts.batched for e in part.equations if not is_light(e)]
+    work += [e for stage in parts.stages for e in stage.loop.equations if is_product(e)]
     batched = sum(size_bytes(v) for e in work for v in e.outvars)
-    weights = sum(size_bytes(v) for v in plan.flat.const_vars if is_float(v))
+    weights = sum(size_bytes(v) for v in parts.flat.const_vars if is_float(v))
     ideal = min(max(weights // max(2 * batched, 1), 4), 64)
     if steps <= ideal * 3 // 2:
         return steps
@@ -47,68 +39,65 @@ def balanced_segment(plan: Plan, steps: int) -> int:
 
 
 class Program:
-    """A plan with what is computed once for all segments."""
+    """A partitioned step with what is computed once for all segments; called, it runs one segment."""
 
-    def __init__(self, plan: Plan, init: Sequence[Any], scan: Callable[..., Any]):
-        self.plan, self.scan = plan, scan
-        env: Env = dict(zip(plan.flat.const_vars, plan.flat.consts, strict=True))
+    def __init__(self, parts: Parts, init: Sequence[Any], scan: Callable[..., Any]):
+        self.parts, self.scan = parts, scan
+        self.is_total = [j in parts.totals for j in range(len(init))]
+        env: Env = dict(zip(parts.flat.const_vars, parts.flat.consts, strict=True))
         moving, _ = self._apart(init)
-        env |= {plan.carry[j]: moving[j] for j in plan.constant}
-        self.once = run(plan.invariant, env)
-        self.bodies = [self._body(stage.loop) for stage in plan.stages]
+        env |= {parts.carry[j]: moving[j] for j in parts.constant}
+        self.once = run(parts.once, env)
         self.mirrors = [
-            {n: lax.optimization_barrier(self.once[body.invariant[n]].T) for n in transposable(body)}
-            for body in self.bodies
+            {n: lax.optimization_barrier(self.once[stage.loop.invariant[n]].T) for n in stage.loop.matrices}
+            for stage in parts.stages
         ]
 
-    def _body(self, loop: Loop) -> Body:
-        return Body({}, loop.equations, loop.invariant, loop.carry, loop.stacked, loop.carry_out, loop.emitted)
-
-    def __call__(self, carry: list[Any], xs: list[Any], steps: int, reverse: bool) -> tuple[list[Any], list[Any]]:
+    def __call__(self, carry: Leaves, xs: Leaves, steps: int, reverse: bool) -> tuple[Leaves, Leaves]:
         how = How(self.scan, steps, reverse)
-        env: Env = dict(zip(self.plan.xs, xs, strict=True))
+        env: Env = dict(zip(self.parts.xs, xs, strict=True))
         carry, totals = self._apart(carry)
-        for stage, body, mirrors in zip(self.plan.stages, self.bodies, self.mirrors, strict=True):
+        for stage, mirrors in zip(self.parts.stages, self.mirrors, strict=True):
+            loop = stage.loop
             self._batch(stage.batched, env, steps)
-            free = [v in self.plan.xs for v in body.stacked]
-            once, first = [self.once[v] for v in body.invariant], [carry[j] for j in stage.places]
-            each = [env[v] for v in body.stacked]
-            if body.defers:
-                end, emitted = deferred_loop(body, how, free, once, mirrors, first, each)
+            once, first = [self.once[v] for v in loop.invariant], [carry[j] for j in stage.places]
+            each = [env[v] for v in loop.stacked]
+            if loop.defers:
+                free = [v in self.parts.xs for v in loop.stacked]
+                end, emitted = deferred_loop(loop, how, free, once, mirrors, first, each)
             else:
-                end, emitted = how(body.at(once), first, each)
+                end, emitted = how(loop.at(once), first, each)
             for j, value in zip(stage.places, end, strict=True):
                 carry[j] = value
-            env.update(zip(body.emitted, emitted, strict=True))
-        self._batch(self.plan.last, env, steps)
-        ys = [self._stacked(a, env, steps) for a in self.plan.ys]
+            env.update(zip(loop.emitted, emitted, strict=True))
+        self._batch(self.parts.last, env, steps)
+        ys = [self._stacked(a, env, steps) for a in self.parts.ys]
         own = len(ys) - len(totals)
-        for j, total, growth in zip(self.plan.totals, totals, ys[own:], strict=True):
-            carry.insert(j, total + jnp.sum(growth, axis=0, dtype=total.dtype))
-        return carry, ys[:own]
+        grown = [s + jnp.sum(u, axis=0, dtype=s.dtype) for s, u in zip(totals, ys[own:], strict=True)]
+        return put(self.is_total, grown, put([not t for t in self.is_total], carry, self.is_total)), ys[:own]
 
-    def _apart(self, carry: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def _apart(self, carry: Sequence[Any]) -> tuple[Leaves, Leaves]:
         """The leaves of the carry that run through a loop, and those that only add something up."""
-        totals = [carry[j] for j in self.plan.totals]
-        return [a for j, a in enumerate(carry) if j not in self.plan.totals], totals
+        loops = [a for a, is_total in zip(carry, self.is_total, strict=True) if not is_total]
+        return loops, [carry[j] for j in self.parts.totals]
 
     def _batch(self, part: Batched, env: Env, steps: int) -> None:
         """Adds to env what the part makes for all steps."""
         if not part.makes:
             return
-        reads = [v for v in part.reads if v in env]
+        known = [v for v in part.reads if v in env]
 
         @functools.partial(jax.checkpoint, prevent_cse=False, policy=worth_keeping)
-        def lean(values: list[Any]) -> list[Any]:
-            stacked = set(reads)
-            found = run_at_once(part.equations, self.once | dict(zip(reads, values, strict=True)), stacked, steps)
+        def lean(values: Leaves) -> Leaves:
+            stacked = set(known)
+            found = run_at_once(part.equations, self.once | dict(zip(known, values, strict=True)), stacked, steps)
             return [
                 found[v] if v in stacked else jnp.broadcast_to(found[v], (steps, *found[v].shape)) for v in part.makes
             ]
 
-        env.update(zip(part.makes, lean([env[v] for v in reads]), strict=True))
+        env.update(zip(part.makes, lean([env[v] for v in known]), strict=True))
 
-    def _stacked(self, atom: Any, env: Env, steps: int) -> Any:
+    def _stacked(self, atom: Atom, env: Env, steps: int) -> Any:
         if is_var(atom) and atom in env:
             return env[atom]
         value = jnp.asarray(read(self.once, atom))

@@ -1,10 +1,10 @@
-"""A loop over leaves whose gradient follows a table: the primitive under `revolve`.
+"""A loop over segments whose gradient follows a table: the primitive under `revolve`.
 
 JAX derives a backward pass by running the forward pass's operations in reverse, and cannot derive
 one that follows a schedule. So this file has the one primitive of the library, `tangents_p`: the
 tangents of the loop, linear in the tangents that go in, whose transpose is the schedule run by one
 compiled loop. Its other rules keep every transformation: forward mode runs the loop on tangents,
-`vmap` batches the leaf itself (so that no weight gradient exists per example), and derivatives of
+`vmap` batches the segment itself (so that no weight gradient exists per example), and derivatives of
 derivatives are those of an ordinary loop.
 """
 
@@ -23,44 +23,44 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxrnn.engine.binomial import Table, table
+from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.segments import grouped, joined
-from jaxrnn.trees import is_float, only, put, with_float0
+from jaxrnn.trees import all_steps, first_step, is_float, only, put, with_float0
 
-Leaves = list[Any]
-Leaf = Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]  # (consts, carry, xs [K, ...]) -> (carry, ys [K, ...])
+Segment = Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]  # (consts, carry, xs [K, ...]) -> (carry, ys)
 
 
 class Job(NamedTuple):
-    """So many leaves of K steps, to be run first to last, or last to first, with so many carries kept."""
+    """So many segments of K steps, to be run first to last, or last to first, with so many carries kept."""
 
-    leaf: Leaf
-    leaves: int
-    segment: int  # K
-    start: int  # where along time the leaves begin
+    run: Segment
+    segments: int
+    length: int  # K
+    start: int  # where along time the segments begin
     slots: int
     reverse: bool
 
     @property
     def table(self) -> Table:
-        return table(self.leaves, self.slots)
+        return table(self.segments, self.slots)
 
     def along_time(self, column: np.ndarray) -> jax.Array:
-        """A column of the table, which counts leaves in the order in which they run, in the order of time."""
+        """A column of the table, which counts segments in the order in which they run, in the order of time."""
         return jnp.asarray(column[::-1] if self.reverse else column)
 
     def inputs(self, xs: Leaves, n: Any) -> Leaves:
-        """Those of the n-th leaf along time, cut out of xs where they are needed: no copy of all is made."""
-        return [lax.dynamic_slice_in_dim(a, self.start + n * self.segment, self.segment) for a in xs]
+        """Those of the n-th segment along time, cut out of xs where they are needed: no copy of all is made."""
+        return [lax.dynamic_slice_in_dim(a, self.start + n * self.length, self.length) for a in xs]
 
     def all_inputs(self, xs: Leaves) -> Leaves:
-        """Those of every leaf, [leaves, K, ...]; a copy."""
-        end = self.start + self.leaves * self.segment
-        return grouped([a[self.start : end] for a in xs], self.segment)
+        """Those of every segment, [segments, K, ...]; a copy."""
+        end = self.start + self.segments * self.length
+        return grouped([a[self.start : end] for a in xs], self.length)
 
-    def placed(self, leaves: Leaves, steps: int) -> Leaves:
-        """What belongs to every leaf, [leaves, K, ...], in its place among all steps; zero elsewhere."""
-        after = steps - self.start - self.leaves * self.segment
-        return [jnp.pad(a, [(self.start, after)] + [(0, 0)] * (a.ndim - 1)) for a in joined(leaves)]
+    def placed(self, found: Leaves, steps: int) -> Leaves:
+        """What belongs to every segment, [segments, K, ...], in its place among all steps; zero elsewhere."""
+        after = steps - self.start - self.segments * self.length
+        return [jnp.pad(a, [(self.start, after)] + [(0, 0)] * (a.ndim - 1)) for a in joined(found)]
 
 
 class Moving(NamedTuple):
@@ -100,12 +100,12 @@ def _store(slots: Leaves, into: Any, carry: Leaves) -> Leaves:
 
 
 def scheduled(job: Job, consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
-    """Runs all leaves on xs [T, ...]: (carry, ys [leaves, K, ...]). Without a gradient it is a plain loop."""
+    """Runs all segments on xs [T, ...]: (carry, ys [segments, K, ...]). Without a gradient it is a plain loop."""
 
     @jax.custom_jvp
     def run(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
-        body = lambda carry, n: job.leaf(consts, carry, job.inputs(xs, n))
-        return lax.scan(body, init, jnp.arange(job.leaves), job.leaves, job.reverse)
+        body = lambda carry, n: job.run(consts, carry, job.inputs(xs, n))
+        return lax.scan(body, init, jnp.arange(job.segments), job.segments, job.reverse)
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
     def rule(primals: Any, tangents: Any) -> Any:
@@ -126,28 +126,28 @@ def scheduled(job: Job, consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leave
 
 
 def _first_pass(job: Job, consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, Leaves, Leaves]:
-    """(carry, ys, slots) of running all leaves once."""
+    """(carry, ys, slots) of running all segments once."""
 
     def body(state: tuple[Leaves, Leaves], at_k: Any) -> Any:
         (carry, slots), (n, into) = state, at_k
         slots = _store(slots, into, carry)
-        carry, y = job.leaf(consts, carry, job.inputs(xs, n))
+        carry, y = job.run(consts, carry, job.inputs(xs, n))
         return (carry, slots), y
 
     # Copies of the first carry rather than zeros: also right for keys, and nothing is read before it is written.
     slots = [jnp.broadcast_to(a[None], (job.slots + 1, *a.shape)) for a in init]
-    each = (jnp.arange(job.leaves), job.along_time(job.table.first))
+    each = (jnp.arange(job.segments), job.along_time(job.table.first))
     (carry, slots), ys = lax.scan(body, (init, slots), each, reverse=job.reverse)
     return carry, ys, slots
 
 
 def _of_moving(job: Job, moving: Moving, consts: Leaves, carry: Leaves, x: Leaves) -> tuple[Any, tuple[Any, ...]]:
-    """A leaf as a function of what has tangents (all floating leaves of a carry inside the loop), and these."""
+    """A segment as a function of what has tangents (all floating leaves of a carry inside the loop), and these."""
     floats = _floats(carry)
 
     def run(consts_: Leaves, carry_: Leaves, x_: Leaves) -> Any:
         inputs = put(moving.consts, consts_, consts), put(floats, carry_, carry), put(moving.xs, x_, x)
-        carry_out, y = job.leaf(*inputs)
+        carry_out, y = job.run(*inputs)
         return (only(floats, carry_out), only(_floats(y), y)), carry_out
 
     return run, (only(moving.consts, consts), only(floats, carry), only(moving.xs, x))
@@ -170,7 +170,7 @@ def _tangents(job: Job, moving: Moving, *flat: Any) -> Leaves:
 
     first = (init, only(_floats(init), fresh))
     each = job.all_inputs(xs), job.all_inputs(d_xs)
-    (_, d_carry), d_ys = lax.scan(body, first, each, job.leaves, job.reverse)
+    (_, d_carry), d_ys = lax.scan(body, first, each, job.segments, job.reverse)
     return [*d_carry, *d_ys]
 
 
@@ -180,7 +180,7 @@ def _cotangents(job: Job, moving: Moving, flat: Sequence[Any], cts: Sequence[Any
     floats = _floats(slots)
     ct_end, ct_ys = list(cts[: sum(floats)]), list(cts[sum(floats) :])
     again = [
-        jnp.asarray(job.leaves - 1 - job.table.run if job.reverse else job.table.run),
+        jnp.asarray(job.segments - 1 - job.table.run if job.reverse else job.table.run),
         jnp.asarray(job.table.store),
     ]
 
@@ -190,7 +190,7 @@ def _cotangents(job: Job, moving: Moving, flat: Sequence[Any], cts: Sequence[Any
         def advance(n: Any, state: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves]:
             (carry, slots), (k, into) = state, _pick(again, n)
             slots = _store(slots, into, carry)
-            return job.leaf(consts, carry, job.inputs(xs, k))[0], slots
+            return job.run(consts, carry, job.inputs(xs, k))[0], slots
 
         carry = _pick(slots, restore)
         if job.table.advances:
@@ -200,10 +200,10 @@ def _cotangents(job: Job, moving: Moving, flat: Sequence[Any], cts: Sequence[Any
         d_consts, ct_carry, d_x = back((ct_carry, ct_y))
         return (slots, ct_carry, [a + b for a, b in zip(totals, d_consts, strict=True)]), d_x
 
-    totals = [jnp.zeros(a.shape, a.dtype) for a in only(moving.consts, consts)]
+    totals = [jnp.zeros_like(a) for a in only(moving.consts, consts)]
     columns = [job.along_time(column) for column in (job.table.restore, job.table.begin, job.table.end)]
-    each = (jnp.arange(job.leaves), *columns, ct_ys)
-    state, d_xs = lax.scan(body, (slots, ct_end, totals), each, job.leaves, not job.reverse)
+    each = (jnp.arange(job.segments), *columns, ct_ys)
+    state, d_xs = lax.scan(body, (slots, ct_end, totals), each, job.segments, not job.reverse)
     _, d_init, d_consts = state
     d_all = job.placed(d_xs, xs[0].shape[0]) if d_xs else []
     return [*d_consts, *only(only(floats, moving.carry), d_init), *d_all]
@@ -219,7 +219,7 @@ def _differentiable(job: Job, moving: Moving) -> Callable[[Leaves, Leaves], Leav
     def plainly(primals: Leaves, cts: Leaves) -> Leaves:
         consts, slots, xs = moving.primals(primals)
         sides = zip(moving, (consts, [a[0] for a in slots], xs), strict=True)
-        like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for which, side in sides for a in only(which, side)]
+        like = [jax.typeof(a) for which, side in sides for a in only(which, side)]
         return list(jax.linear_transpose(functools.partial(_tangents, job, moving, *primals), *like)(cts))
 
     @run.defjvp
@@ -240,12 +240,12 @@ def _run(*flat: Any, job: Job, moving: Moving) -> Leaves:
 
 @tangents_p.def_abstract_eval
 def _types(*flat: Any, job: Job, moving: Moving) -> Any:
-    """The tangents' types are the values': the leaf is traced, not differentiated."""
-    consts, slots, xs = moving.primals([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat])
-    init = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in slots]
+    """The tangents' types are the values': the segment is traced, not differentiated."""
+    consts, slots, xs = moving.primals(flat)
+    init = first_step(slots)
     each = jax.eval_shape(functools.partial(job.inputs, n=0), xs)
-    carry, y = jax.eval_shape(job.leaf, consts, init, each)
-    ys = [jax.ShapeDtypeStruct((job.leaves, *a.shape), a.dtype) for a in y]
+    carry, y = jax.eval_shape(job.run, consts, init, each)
+    ys = all_steps(y, job.segments)
     return [jax.typeof(a) for side in (carry, ys) for a in only(_floats(side), side)]
 
 
@@ -265,7 +265,7 @@ def _transposed(cts: Sequence[Any], *flat: Any, job: Job, moving: Moving) -> Lea
 
 
 def _batched(flat: Sequence[Any], dims: Sequence[Any], *, job: Job, moving: Moving) -> Any:
-    """The same job of a batched leaf. What is not batched, such as weights, stays so, and so does its gradient."""
+    """The same job of a batched segment. What is not batched, such as weights, stays so, and so does its gradient."""
     size = next(a.shape[d] for a, d in zip(flat, dims, strict=True) if d is not None)
     primals, p_dims = moving.primals(flat), moving.primals(dims)
     tangents, t_dims = moving.tangents(flat), moving.tangents(dims)
@@ -287,8 +287,8 @@ def _batched(flat: Sequence[Any], dims: Sequence[Any], *, job: Job, moving: Movi
         batched = only(which, axes[side])
         out += [placed(a, d, to) if b else a for a, d, b in zip(tangents[side], t_dims[side], batched, strict=True)]
     axis = lambda side, at: [at if b else None for b in axes[side]]
-    leaf = jax.vmap(job.leaf, (axis(0, 0), 0, axis(2, 1)), (0, 1))
-    found = tangents_p.bind(*out, job=job._replace(leaf=leaf), moving=moving)
+    run = jax.vmap(job.run, (axis(0, 0), 0, axis(2, 1)), (0, 1))
+    found = tangents_p.bind(*out, job=job._replace(run=run), moving=moving)
     carries = sum(_floats(primals[1]))
     return found, [0] * carries + [2] * (len(found) - carries)
 

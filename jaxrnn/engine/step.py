@@ -1,42 +1,97 @@
-"""A step, traced once and split into what must run step by step and what need not."""
+"""A user's step traced: once, flat, with the types that go in and come out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxrnn.engine.ir import again, is_remat, leaves_jax, reached, slice_back, split_products, trace
-from jaxrnn.engine.partition import Plan, partition
+from jaxrnn import trees
+from jaxrnn.engine.evaluate import run, trace
+from jaxrnn.engine.ir import Flat, read
+from jaxrnn.engine.loop import Leaves, Step
+from jaxrnn.engine.partition import Parts, partition
+from jaxrnn.engine.rewrites import opened_remat, placed_nowhere, split_products
+from jaxrnn.engine.rules import has_no_gradient, leaves_jax
 from jaxrnn.types import Tree
 
 
-def plan_of(f: Callable[..., Any], carry: Tree, x: Tree, separate: bool) -> tuple[Plan | None, Any]:
-    """Traces a step once and splits it; also the structure of its y. Carry and x may be structs.
+class TracedStep(NamedTuple):
+    """A step as equations on lists of leaves, and the structures that they came from."""
 
-    None for a step that must be left alone, because it has effects or calls back into Python.
-    """
-    carry_leaves, x_leaves = jax.tree.leaves(carry), jax.tree.leaves(x)
-    carry_tree: Any = jax.tree.structure(carry)
-    x_tree: Any = jax.tree.structure(x)
+    flat: Flat
+    carries: int
+    out_tree: Any  # of the carry that comes out
+    y_tree: Any
+
+    @property
+    def carry_out(self) -> Leaves:
+        """The types of the carry that comes out."""
+        return [a.aval for a in self.flat.outputs[: self.carries]]
+
+    @property
+    def ys(self) -> Leaves:
+        return [a.aval for a in self.flat.outputs[self.carries :]]
+
+    @property
+    def leaves_jax(self) -> bool:
+        """Whether it has effects or calls back into Python, and so must be left as it is."""
+        return any(map(leaves_jax, self.flat.equations))
+
+    @property
+    def is_differentiable(self) -> bool:
+        return not any(map(has_no_gradient, self.flat.equations))
+
+    def at(self, consts: Leaves) -> Step:
+        """The step with these values closed over: (carry leaves, x leaves) -> (carry leaves, y leaves)."""
+        flat, n = self.flat, self.carries
+
+        def step(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
+            inputs = dict(zip([*flat.const_vars, *flat.inputs], [*consts, *carry, *x], strict=True))
+            env = run(flat.equations, inputs)
+            out = [read(env, a) for a in flat.outputs]
+            return out[:n], out[n:]
+
+        return step
+
+    def without_consts(self) -> TracedStep:
+        """The same, holding no values of the program that it was traced in."""
+        return self._replace(flat=self.flat._replace(consts=[]))
+
+    def on_one_device(self) -> TracedStep:
+        """The same without values, and without a mesh if each device runs it on its own: to be priced."""
+        in_parts = jax.sharding.get_abstract_mesh().manual_axes
+        return self._replace(flat=placed_nowhere(self.flat)) if in_parts else self.without_consts()
+
+    def parts(self, separate: bool = False) -> Parts | None:
+        """What leaves the loop and what stays; None for a step that must be left alone."""
+        if self.leaves_jax:
+            return None
+        flat = opened_remat(self.flat, self.carries)
+        return partition(split_products(flat, self.carries), self.carries, separate)
+
+
+class NotAPair(TypeError):
+    """A step that returns no (carry, y)."""
+
+
+def traced(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> TracedStep:
+    """Traces a step; carry and x may be types. Raises: what the step raises, and `NotAPair`."""
+    carry_tree: Any
+    x_tree: Any
+    carry_leaves, carry_tree = jax.tree.flatten(trees.struct(carry))
+    x_leaves, x_tree = jax.tree.flatten(trees.struct(x))
     n = len(carry_leaves)
     structure: list[Any] = []
 
-    def step(*args: Any) -> list[Any]:
-        carry_out, y = f(carry_tree.unflatten(args[:n]), x_tree.unflatten(args[n:]))
-        y_leaves, y_tree = jax.tree.flatten(y)
-        structure.append(y_tree)
-        return [*jax.tree.leaves(carry_out), *y_leaves]
+    def step(*args: Any) -> Leaves:
+        out = f(carry_tree.unflatten(args[:n]), x_tree.unflatten(args[n:]))
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise NotAPair(f"the step must return (carry, y), got {type(out).__name__}")
+        (carry_out, out_tree), (ys, y_tree) = map(jax.tree.flatten, out)
+        structure.append((len(carry_out), out_tree, y_tree))
+        return [*carry_out, *ys]
 
     flat = trace(step, *carry_leaves, *x_leaves)
-    if any(map(leaves_jax, flat.equations)):
-        return None, structure[0]
-    while True:
-        # A checkpoint around part of the recurrence would hide it; the engine has its own way to keep little.
-        needed = slice_back(flat.equations, flat.outputs[:n], [])
-        through_carry = reached(flat.equations, flat.inputs[:n])
-        hiding = [e for e in needed if is_remat(e) and not through_carry.isdisjoint(e.outvars)]
-        if not hiding:
-            return partition(split_products(flat, n), n, separate), structure[0]
-        flat = again(flat, opened=hiding)
+    return TracedStep(flat, *structure[0])

@@ -64,6 +64,11 @@ def graph(
     Raises: TypeError or ValueError at construction for names that do not exist, vertices that the
     output does not depend on, delays below 1, and a cycle without a delay, which it prints; at
     init and at the step, for a vertex that cannot take what it reads, with the types of it.
+
+    >>> import jaxrnn as rnn
+    >>> net = graph({"total": (lambda x, total: x + total, ["x", rnn.prev("total")])}, output="total")
+    >>> rnn.unroll(net, net.init(jax.random.key(0), 1.0), jnp.arange(1.0, 5.0))[1].tolist()
+    [1.0, 3.0, 6.0, 10.0]
     """
     return Graph.of(vertices, output, inputs, infer_delays).cell
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxrnn import checks, inference
 from jaxrnn.graphs.assembly import Graph, GraphState, graph_of
 from jaxrnn.graphs.statement import Vertex, combined, delay_of, name_of
-from jaxrnn.trees import first_step
+from jaxrnn.trees import first_step, is_float
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 Copy = tuple[str, int]  # (name of a vertex or input, step); a step below 0 is a start
@@ -46,6 +46,12 @@ def unrolled(net: Cell, steps: int) -> Unrolled:
     `jaxrnn.truncated(segment)` lets no gradient pass, and evaluates accordingly; `draw` draws it.
     Cost: steps times the vertices and edges. Raises: TypeError if net was not made by `graph`,
     ValueError for steps below 1.
+
+    >>> import jaxrnn as rnn
+    >>> net = rnn.graph({"h": (lambda x, h: x - h, ["x", rnn.prev("h")])}, output="h")
+    >>> deep = unrolled(net, steps=3)
+    >>> deep.depth, len(deep.edges), deep.critical_path
+    (3, 6, (('h', 0), ('h', 1), ('h', 2)))
     """
     graph_of("unrolled", net)
     return Unrolled(net, checks.positive_int("unrolled", "steps", steps))
@@ -180,7 +186,6 @@ class Unrolled:
 
 def _constant(tree: Tree) -> Tree:
     """The same values, without gradient."""
-    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
     return jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if is_float(leaf) else leaf, tree)
 
 

@@ -33,10 +33,6 @@ def _plain(tree: Tree) -> Tree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
-def _is_float(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
 class Traced(NamedTuple):
     """The types that go through a vertex."""
 
@@ -81,7 +77,7 @@ class Tracing(NamedTuple):
         most = min((leaf.ndim for leaf in leaves), default=0)
         while any(leaf.shape[:most] != leaves[0].shape[:most] for leaf in leaves):
             most -= 1
-        usual = min([most, *(leaf.ndim - 1 for leaf in leaves if _is_float(leaf) and leaf.ndim)])
+        usual = min([most, *(leaf.ndim - 1 for leaf in leaves if trees.is_float(leaf) and leaf.ndim)])
         for n in [usual, *(n for n in range(most, -1, -1) if n != usual)]:
             yield leaves[0].shape[:n] if leaves else ()
 
@@ -159,7 +155,7 @@ class Tracing(NamedTuple):
             if found is not None and found != thin:
                 return found
         # What is left are vertices whose output has one type whatever the size of what they read, as Dense has.
-        dtype = jnp.result_type(*[leaf for leaf in jax.tree.leaves(self.x) if _is_float(leaf)] or [jnp.float32])
+        dtype = jnp.result_type(*[leaf for leaf in jax.tree.leaves(self.x) if trees.is_float(leaf)] or [jnp.float32])
         one, two = (attempt(filled(jax.ShapeDtypeStruct((*batch, n), dtype))) for n in (1, 2))
         return one if one == two else None
 
@@ -193,8 +189,8 @@ class Tracing(NamedTuple):
 
     def check_floats(self, features: Types) -> None:
         for name, value in features.items():
-            if self.net.in_params(name) and not all(map(_is_float, jax.tree.leaves(value))):
-                shape, dtype = next((a.shape, a.dtype) for a in jax.tree.leaves(value) if not _is_float(a))
+            if self.net.in_params(name) and not all(map(trees.is_float, jax.tree.leaves(value))):
+                shape, dtype = next((a.shape, a.dtype) for a in jax.tree.leaves(value) if not trees.is_float(a))
                 raise ValueError(
                     f'graph: prev("{name}") is {describe_tree(value)}; what is not floating has no place among the '
                     f'parameters, so state its start: prev("{name}", start=jnp.zeros({shape}, jnp.{dtype}))'

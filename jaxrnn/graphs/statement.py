@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxrnn import checks
 from jaxrnn.cells.layers import layer, lift, recurrent
+from jaxrnn.pickling import Picklable
 from jaxrnn.types import Cell, Tree
 
 START = "start"  # where a graph's parameters keep the delayed values before the first step; no vertex's name
@@ -93,11 +94,15 @@ def vertex(name: str, stated: Any) -> Vertex:
         raise TypeError(f"{where}: expected a Cell, a Flax module or a function, got {what!r}")
     if combine is not None:
         return Vertex(lift(what), sources, combine, True)
-    return Vertex(lift(lambda x: x), sources, what, True)  # a function takes its sources one by one
+    return Vertex(lift(_itself), sources, what, True)  # a function takes its sources one by one
+
+
+def _itself(x: Tree) -> Tree:
+    return x
 
 
 @dataclass(frozen=True, eq=False)
-class Wiring:
+class Wiring(Picklable):
     """A graph as stated, checked and put in order."""
 
     vertices: dict[str, Vertex]

@@ -45,6 +45,10 @@ def reduced(values: jax.Array, *, lengths: Any = None, mask: Any = None, reducti
     A step counts if t < lengths[b] and mask[t, b], as far as they are given. What does not count may
     be NaN. Sums are computed and returned in float32 at least.
     Raises: ValueError for lengths or mask of the wrong shape, or an unknown reduction.
+
+    >>> values = jnp.array([[1.0, 2.0], [3.0, jnp.nan]])  # two steps of two sequences, the second of length 1
+    >>> float(reduced(values, lengths=[2, 1])), float(reduced(values, lengths=[2, 1], reduction="sum"))
+    (2.0, 6.0)
     """
     checks.one_of("reduced", "reduction", reduction, ("sum", "mean", "none"))
     counted = _mask("reduced", values.shape, lengths, mask)
@@ -78,6 +82,10 @@ def cross_entropy(
     Cost: one log-softmax, T B V numbers. To avoid holding all logits at once, make the loss part of
     the cell: `with_loss(cell, optax.softmax_cross_entropy_with_integer_labels)`, then `reduced`.
     Raises: ValueError or TypeError for shapes or dtypes that do not fit, or an unknown reduction.
+
+    >>> guess = jnp.zeros((3, 2, 4))  # three steps, two sequences, four classes: each as likely as the others
+    >>> float(jnp.exp(cross_entropy(guess, jnp.ones((3, 2), int), lengths=[3, 1])).round(3))
+    4.0
     """
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -111,5 +119,8 @@ def bits_per_character(nats: Any, characters: Any = 1) -> Any:
 
     For a mean loss per character leave `characters` out; for a sum, say how many there were (which
     differs from the number of steps where a character is more than one symbol, as in UTF-8 bytes).
+
+    >>> round(bits_per_character(math.log(256)), 6)  # a guess among all bytes
+    8.0
     """
     return nats / (math.log(2) * characters)

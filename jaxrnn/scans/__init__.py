@@ -5,7 +5,6 @@ from jaxrnn.scans.checkpointing import checkpointed
 from jaxrnn.scans.fission import fissioned, scan
 from jaxrnn.scans.loops import python_loop
 from jaxrnn.scans.revolving import revolve
-from jaxrnn.scans.sums import summed
 from jaxrnn.scans.truncation import truncated
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "python_loop",
     "revolve",
     "scan",
-    "summed",
     "truncated",
     "within",
 ]

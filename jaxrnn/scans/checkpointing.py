@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 from jax import lax
 
 from jaxrnn import checks
+from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.memory import StepBytes, step_bytes
 from jaxrnn.engine.segments import in_segments
-from jaxrnn.trees import first_step
-from jaxrnn.types import Scan, Tree
+from jaxrnn.scans.base import LoopProblem, Strategy
+from jaxrnn.types import Scan
 
 
 @functools.cache
@@ -64,7 +65,7 @@ def kept_bytes(steps: int, sizes: list[int], cost: StepBytes) -> int:
     return (full + bool(rest)) * cost.carry + inputs + kept_bytes(sizes[0], sizes[1:], cost)
 
 
-def best_segment(steps: int, levels: int, cost: StepBytes) -> int:
+def segment_keeping_least(steps: int, levels: int, cost: StepBytes) -> int:
     """The segment that keeps the fewest bytes; for one level about sqrt(steps * c / r), preferably a divisor."""
     smooth = steps ** (1 / (levels + 1)) * (cost.carry / max(cost.kept, 1)) ** (levels / (levels + 1))
     low, high = max(1, int(smooth / 8)), min(max(steps, 1), int(smooth * 8) + 1)
@@ -75,7 +76,7 @@ def best_segment(steps: int, levels: int, cost: StepBytes) -> int:
 
 
 @dataclass(frozen=True)
-class checkpointed:  # noqa: N801
+class checkpointed(Strategy):  # noqa: N801
     """A scan that keeps the carry at segment ends and recomputes what lies between.
 
         for each segment:  carry, ys = jax.checkpoint(inner over K steps)(carry, xs)
@@ -97,6 +98,7 @@ class checkpointed:  # noqa: N801
     segment: int | None = None
     levels: int = 1
     inner: Scan = lax.scan
+    name: ClassVar[str] = "checkpointed"
 
     def __post_init__(self) -> None:
         if self.segment is not None:
@@ -104,38 +106,25 @@ class checkpointed:  # noqa: N801
         checks.positive_int("checkpointed", "levels", self.levels)
         checks.a_scan("checkpointed", "inner", self.inner)
 
-    def __call__(
-        self,
-        f: Callable[[Tree, Tree], tuple[Tree, Tree]],
-        init: Tree,
-        xs: Tree = None,
-        length: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tree, Tree]:
-        steps = checks.steps("checkpointed", xs, length)
-        segment = self.segment
-        if segment is None:
-            cost = step_bytes(f, init, first_step(xs), self.inner)
-            segment = best_segment(steps, self.levels, cost) if steps else 1
-        return self._nested(nested_sizes(steps, segment, self.levels), f, init, xs, steps, reverse)
+    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+        steps, segment = problem.known_steps(), self.segment
+        if segment is None and steps:
+            cost = step_bytes(problem.step, problem.carry_types, problem.x_types, self.inner)
+            segment = segment_keeping_least(steps, self.levels, cost)
+        sizes = nested_sizes(steps, segment or 1, self.levels)
+        return self._nested(sizes, problem, problem.init, problem.xs, steps)
 
     def _nested(
-        self,
-        sizes: list[int],
-        f: Callable[[Tree, Tree], tuple[Tree, Tree]],
-        init: Tree,
-        xs: Tree,
-        steps: int,
-        reverse: bool,
-    ) -> tuple[Tree, Tree]:
+        self, sizes: list[int], problem: LoopProblem, init: Leaves, xs: Leaves, steps: int
+    ) -> tuple[Leaves, Leaves]:
         if not sizes:
-            return self.inner(f, init, xs, length=steps, reverse=reverse)
+            return problem.under(self.inner)(problem.step, init, xs, length=steps, reverse=problem.reverse)
 
-        def run(carry: Tree, xs: Tree, n: int) -> tuple[Tree, Tree]:
-            def recomputed(carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
-                return self._nested([size for size in sizes[1:] if size < n], f, carry, xs, n, reverse)
+        def run(carry: Leaves, xs: Leaves, n: int) -> tuple[Leaves, Leaves]:
+            def recomputed(carry: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+                return self._nested([size for size in sizes[1:] if size < n], problem, carry, xs, n)
 
             # Inside a loop nothing can be merged with the first pass, so its costly fence is not needed.
             return jax.checkpoint(recomputed, prevent_cse=False)(carry, xs)
 
-        return in_segments(run, init, xs, steps, sizes[0], reverse)
+        return in_segments(run, init, xs, steps, sizes[0], problem.reverse)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.engine.program import Program, balanced_segment
+from jaxrnn.engine.loop import Leaves
+from jaxrnn.engine.program import Program, steps_at_once
 from jaxrnn.engine.segments import in_segments
-from jaxrnn.engine.step import plan_of
-from jaxrnn.trees import first_step
-from jaxrnn.types import Scan, Tree
+from jaxrnn.scans.base import LoopProblem, Strategy
+from jaxrnn.types import Scan
 
 
 @dataclass(frozen=True)
-class fissioned:  # noqa: N801
+class fissioned(Strategy):  # noqa: N801  a strategy reads like the function that it stands in for
     """A scan that does in the loop only what must be in the loop, forward and backward.
 
         before = for all t at once: what needs no carry                e.g. z_t = U x_t + b
@@ -52,6 +49,7 @@ class fissioned:  # noqa: N801
     segment: int | None = None
     separate: bool = False
     inner: Scan = lax.scan
+    name: ClassVar[str] = "jaxrnn.scan"
 
     def __post_init__(self) -> None:
         if self.segment is not None:
@@ -60,36 +58,20 @@ class fissioned:  # noqa: N801
             raise ValueError(f"fissioned: separate must be True or False, got {self.separate!r}")
         checks.a_scan("fissioned", "inner", self.inner)
 
-    def __call__(
-        self,
-        f: Callable[[Tree, Tree], tuple[Tree, Tree]],
-        init: Tree,
-        xs: Tree = None,
-        length: int | None = None,
-        reverse: bool = False,
-        unroll: int | bool = 1,
-    ) -> tuple[Tree, Tree]:
-        inner: Callable[..., Any] = self.inner
-        scan = inner if unroll == 1 else functools.partial(inner, unroll=unroll)
-        steps = checks.steps("fissioned", xs, length)
-        # lax.scan's own checks, errors and promotions.
-        carry_type, _ = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=length), init, xs)
-        if steps < 2:
-            return scan(f, init, xs, length=length, reverse=reverse)
-        x = first_step(xs)
-        plan, y_tree = plan_of(f, carry_type, x, self.separate)
-        if plan is None or not plan.pays:
-            return scan(f, init, xs, length=length, reverse=reverse)
-        first = [jnp.asarray(a, b.dtype) for a, b in zip(*map(jax.tree.leaves, (init, carry_type)), strict=True)]
-        program = Program(plan, first, scan)
-        segment = self.segment or balanced_segment(plan, steps)
+    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+        steps = problem.steps
+        if getattr(jax.config, "jax_disable_jit", False) or not isinstance(steps, int):
+            return problem.as_given(self.inner)
+        parts = problem.traced.parts(self.separate) if steps > 1 else None
+        if parts is None or not parts.pays:
+            return problem.as_given(self.inner) if problem.traced.leaves_jax else problem.whole(self.inner)
+        program = Program(parts, problem.init, problem.under(self.inner))
 
-        def run_segment(carry: list[Any], xs: list[Any], n: int) -> tuple[list[Any], list[Any]]:
-            return program(carry, xs, n, reverse)
+        def run_segment(carry: Leaves, xs: Leaves, n: int) -> tuple[Leaves, Leaves]:
+            return program(carry, xs, n, problem.reverse)
 
-        xs_leaves = [jnp.asarray(a) for a in jax.tree.leaves(xs)]
-        carry, ys = in_segments(run_segment, first, xs_leaves, steps, segment, reverse)
-        return jax.tree.unflatten(jax.tree.structure(init), carry), y_tree.unflatten(ys)
+        segment = self.segment or steps_at_once(parts, steps)
+        return in_segments(run_segment, problem.init, problem.xs, steps, segment, problem.reverse)
 
 
 scan = fissioned()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxrnn import checks
-from jaxrnn.types import Tree
+from jaxrnn.engine.loop import Leaves
+from jaxrnn.scans.base import LoopProblem, Strategy
 
 
 @dataclass(frozen=True)
-class python_loop:  # noqa: N801  a strategy reads like the function that it stands in for
+class python_loop(Strategy):  # noqa: N801
     """A scan of T explicit copies of the step: the reference for every other scan.
 
         ys = []
@@ -28,24 +27,18 @@ class python_loop:  # noqa: N801  a strategy reads like the function that it sta
     Raises: what `lax.scan` raises for the same arguments.
     """
 
-    def __call__(
-        self,
-        f: Callable[[Tree, Tree], tuple[Tree, Tree]],
-        init: Tree,
-        xs: Tree = None,
-        length: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tree, Tree]:
-        steps = checks.steps("python_loop", xs, length)
-        # lax.scan's own checks and dtype promotions, and the outputs' types for the case of no steps.
-        carry_type, ys_type = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=steps), init, xs)
-        carry = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), init, carry_type)
-        ys = []
-        for t in reversed(range(steps)) if reverse else range(steps):
-            carry, y = f(carry, jax.tree.map(lambda a, t=t: a[t], xs))
-            ys.append(y)
+    name: ClassVar[str] = "python_loop"
+
+    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+        _, xs = problem.given
+        carry_tree, ys = problem.traced.out_tree, []
+        carry = carry_tree.unflatten(problem.init)
+        times = range(problem.known_steps())
+        for t in reversed(times) if problem.reverse else times:
+            carry, y = problem.f(carry, jax.tree.map(lambda a, t=t: a[t], xs))
+            ys.append(jax.tree.leaves(y))
         if not ys:
-            return carry, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), ys_type)
-        if reverse:
+            return problem.init, [jnp.zeros((0, *a.shape), a.dtype) for a in problem.traced.ys]
+        if problem.reverse:
             ys.reverse()
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+        return jax.tree.leaves(carry), [jnp.stack(each) for each in zip(*ys, strict=True)]

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxrnn.engine.binomial import evaluations_keeping_carries, evaluations_mixed
-from jaxrnn.engine.ir import Flat, as_text, is_float, leaves_jax, like
+from jaxrnn.engine.ir import as_text
+from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.memory import StepBytes, kept_under
-from jaxrnn.scans.checkpointing import best_segment, checkpointed, kept_bytes, nested_sizes
-from jaxrnn.scans.revolving import flat_step, revolve, stepping
-from jaxrnn.trees import first_step, nbytes, only, put
-from jaxrnn.types import Scan, Tree
+from jaxrnn.engine.rewrites import on_no_mesh
+from jaxrnn.scans.base import LoopProblem
+from jaxrnn.scans.checkpointing import checkpointed, kept_bytes, nested_sizes, segment_keeping_least
+from jaxrnn.scans.revolving import revolve
+from jaxrnn.trees import all_steps, is_float, nbytes, only, put, struct
+from jaxrnn.types import Scan
 
 MOST_PASSES = 12  # beyond so many extra forward passes nobody would want the plan
 LONG_SEGMENT = 64  # steps: segments need not be longer to be fast
@@ -37,28 +39,49 @@ class Candidate(NamedTuple):
     kept: int  # bytes of carries, residuals and inputs that it keeps
 
 
-class Problem:
+class Pricing:
     """A loop to be planned: its step's trace, its length, and what the compiler says of candidates."""
 
-    def __init__(self, f: Callable[..., Any], init: Tree, xs: Tree, steps: int, inner: Scan, reverse: bool = False):
-        carry, ys = jax.eval_shape(lambda c, x: lax.scan(f, c, x, length=steps), init, xs)
-        x = first_step(xs)
-        self.flat: Flat = flat_step(f, carry, x)
-        self.carry, self.x = jax.tree.leaves(carry), jax.tree.leaves(x)
-        self.steps, self.inner, self.reverse = steps, inner, reverse
-        if any(type(effect).__name__ == "NamedAxisEffect" for e in self.flat.equations for effect in e.effects):
+    def __init__(self, problem: LoopProblem, inner: Scan):
+        self.steps, self.reverse, self.inner = problem.known_steps(), problem.reverse, inner
+        effects = [effect for e in problem.traced.flat.equations for effect in e.effects]
+        if any(type(effect).__name__ == "NamedAxisEffect" for effect in effects):
             raise ValueError(
                 "within, plan: the step communicates over a named axis (a collective such as psum), so its gradient "
                 "cannot be compiled on its own to be priced; take checkpointed(...) instead"
             )
-        self.repeatable = not any(map(leaves_jax, self.flat.equations))
-        self.outputs = 2 * nbytes(ys)
-        self.cost = StepBytes(nbytes(carry), kept_under(inner, f, carry, x) if steps else 0, nbytes(x))
+        self.traced = problem.traced.on_one_device()
+        self.apart = on_no_mesh if self.traced.flat.equations is not problem.traced.flat.equations else nullcontext
+        types: list[Any] = [v.aval for v in [*self.traced.flat.const_vars, *self.traced.flat.inputs]]
+        if not all(isinstance(n, int) for t in types for n in t.shape):
+            raise ValueError(
+                f"within, plan: sizes must be known to be priced, got {', '.join(map(str, types))}; "
+                "export with jaxrnn.scan, or with definite sizes"
+            )
+        with self.apart():
+            moving = struct(types)
+            self.consts = moving[: len(self.traced.flat.const_vars)]
+            inputs = moving[len(self.consts) :]
+            self.carry, self.x = inputs[: self.traced.carries], inputs[self.traced.carries :]
+            kept = self._kept() if self.steps else 0
+        self.repeatable = not self.traced.leaves_jax
+        self.outputs = 2 * self.steps * nbytes(self.traced.ys)
+        self.cost = StepBytes(nbytes(self.carry), kept, nbytes(self.x))
+
+    def _kept(self) -> int:
+        """Bytes that the inner scan keeps per step."""
+        found: list[int] = []
+
+        def asked(consts: Leaves) -> None:
+            found.append(kept_under(self.inner, self.traced.at(consts), self.carry, self.x))
+
+        jax.eval_shape(asked, self.consts)  # the weights are types; as tracers the step can close over them
+        return found[0]
 
     @functools.cached_property
     def key(self) -> Any:
         """What the bytes of a gradient depend on, the strategy aside."""
-        text = hashlib.sha256(as_text(self.flat).encode()).digest()
+        text = hashlib.sha256(as_text(self.traced.flat).encode()).digest()
         return text, len(self.carry), self.steps, self.reverse, jax.default_backend()
 
     def bytes_of(self, strategy: Scan) -> int:
@@ -71,23 +94,21 @@ class Problem:
         return _COMPILED[key]
 
     def _compiled_bytes(self, strategy: Scan) -> int:
-        flat, n = self.flat, len(self.carry)
-        moves = [is_float(v) for v in flat.const_vars]
+        traced, moves = self.traced, [is_float(v) for v in self.consts]
 
-        def loss(moving: list[Any], init: list[Any], consts: list[Any], xs: list[Any]) -> jax.Array:
+        def loss(moving: Leaves, init: Leaves, consts: Leaves, xs: Leaves) -> jax.Array:
             """Any loss on the last carry and the outputs whose cotangents depend on their values."""
-            out = strategy(
-                stepping(flat, put(moves, moving, consts), n), init, xs, length=self.steps, reverse=self.reverse
-            )
+            step = traced.at(put(moves, moving, consts))
+            out = strategy(step, init, xs, length=self.steps, reverse=self.reverse)
             floats = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
             return sum((jnp.sum(jnp.real(a * a.conj()).astype(jnp.float32)) for a in floats), jnp.float32(0))
 
-        def gradient(consts: list[Any], init: list[Any], xs: list[Any]) -> Any:
+        def gradient(consts: Leaves, init: Leaves, xs: Leaves) -> Any:
             return jax.grad(loss, (0, 1), allow_int=True)(only(moves, consts), init, consts, xs)
 
-        consts = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in map(like, flat.const_vars)]
-        xs = [jax.ShapeDtypeStruct((self.steps, *a.shape), a.dtype) for a in self.x]
-        analysis = jax.jit(gradient).lower(consts, self.carry, xs).compile().memory_analysis()
+        with self.apart():
+            xs = all_steps(self.x, self.steps)
+            analysis = jax.jit(gradient).lower(self.consts, self.carry, xs).compile().memory_analysis()
         if analysis is None:
             raise RuntimeError(f"within: the backend {jax.default_backend()!r} reports no memory analysis")
         return int(analysis.temp_size_in_bytes)
@@ -104,19 +125,19 @@ class Problem:
         for segment in _lengths(self.steps, SHORT_SEGMENT):
             if segment > LONG_SEGMENT:
                 break
-            # leaves c + tail (r + x) <= room, with leaves = (steps - tail) / segment; at least one leaf
+            # parts c + tail (r + x) <= room, with parts = (steps - tail) / segment; at least one
             each = max(r + x - c // segment, 1)
             tail = min((room - c - self.steps * c // segment) // each, self.steps - segment)
-            leaves = -(-(self.steps - tail) // segment)
-            tail = self.steps - leaves * segment
+            parts = -(-(self.steps - tail) // segment)
+            tail = self.steps - parts * segment
             if segment < tail and (best is None or tail >= best[0]):
-                best = (tail, leaves, segment)
+                best = (tail, parts, segment)
         if best is None:
             return None
-        tail, leaves, segment = best
-        about = f"{leaves * segment:,} steps in segments of {segment}, {tail:,} kept"
-        strategy = revolve(leaves, segment, tail, self.inner)
-        return Candidate(about, strategy, leaves * segment / self.steps, (leaves + 1) * c + tail * (r + x))
+        tail, parts, segment = best
+        about = f"{parts * segment:,} steps in segments of {segment}, {tail:,} kept"
+        strategy = revolve(parts, segment, tail, self.inner)
+        return Candidate(about, strategy, parts * segment / self.steps, (parts + 1) * c + tail * (r + x))
 
     def segments(self, room: int, levels: int) -> Candidate:
         """Segments as long as is fast where there is room, else those that keep least."""
@@ -133,34 +154,34 @@ class Problem:
 
     def least_segment(self, levels: int) -> int:
         """The segment that keeps least, but not so short that a loop engine inside is of no use."""
-        return min(max(best_segment(self.steps, levels, self.cost), SHORT_SEGMENT), max(self.steps, 1))
+        return min(max(segment_keeping_least(self.steps, levels, self.cost), SHORT_SEGMENT), max(self.steps, 1))
 
     def in_order(self) -> Candidate:
         """Segments as a schedule with a slot for each: the same recomputation, and never a copy of the inputs."""
         c, r, x = self.cost
         segment = self.least_segment(1)
-        leaves = max(self.steps // segment, 1)
-        strategy = revolve(leaves, segment, inner=self.inner)
-        return Candidate(f"leaves of {segment:,} (revolve)", strategy, 1.0, (leaves + 1) * c + segment * (r + x))
+        parts = max(self.steps // segment, 1)
+        strategy = revolve(parts, segment, inner=self.inner)
+        return Candidate(f"segments of {segment:,} (revolve)", strategy, 1.0, (parts + 1) * c + segment * (r + x))
 
     def binomial(self, room: int) -> Candidate | None:
         """The binomial schedule with the fewest forward evaluations in this room."""
         return self._binomial(room, _lengths(self.steps, SHORT_SEGMENT))
 
     def single(self, room: int) -> Candidate | None:
-        """The same with leaves of one step: slow, but it has no segment's work to hold."""
+        """The same with segments of one step: slow, but it has no segment's work to hold."""
         return self._binomial(room, [1])
 
     def _binomial(self, room: int, segments: list[int]) -> Candidate | None:
         c, r, x = self.cost
         best: tuple[float, int, int] | None = None
         for segment in segments:
-            leaves = self.steps // segment
-            slots = min((room - segment * (r + x)) // max(c, 1) - 1, leaves)
-            if leaves < 2 or slots < 1:
+            parts = self.steps // segment
+            slots = min((room - segment * (r + x)) // max(c, 1) - 1, parts)
+            if parts < 2 or slots < 1:
                 continue
-            # The schedule counts a leaf's own gradient as an evaluation, and leaves out the last one of the first pass.
-            passes = (evaluations_keeping_carries(leaves, slots) + 1) / leaves - 1
+            # The schedule counts a segment's own gradient as an evaluation, and not the first pass's last one.
+            passes = (evaluations_keeping_carries(parts, slots) + 1) / parts - 1
             # Of plans that are about equal the longer segments: fewer trips.
             order = (round(20 * passes), -segment)
             if passes <= MOST_PASSES and (best is None or order < (round(20 * best[0]), -best[1])):
@@ -169,7 +190,7 @@ class Problem:
             return None
         passes, segment, slots = best
         kept = (slots + 1) * c + segment * (r + x)
-        about = f"{slots:,} {'carry' if slots == 1 else 'carries'}, leaves of {segment:,} (revolve)"
+        about = f"{slots:,} {'carry' if slots == 1 else 'carries'}, segments of {segment:,} (revolve)"
         return Candidate(about, revolve(slots, segment, inner=self.inner), passes, kept)
 
     def least(self) -> Candidate:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks
+from jaxrnn import checks, trees
+from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.segments import in_segments
-from jaxrnn.types import Scan, Tree
+from jaxrnn.scans.base import LoopProblem, Strategy
+from jaxrnn.types import Scan
 
 
-def _cut(where: jax.Array, tree: Tree) -> Tree:
-    """The same values; where the scalar is true, no gradient flows back into them."""
-
-    def cut(leaf: Any) -> Any:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            return leaf  # integers and keys have no gradient
-        return jnp.where(where, lax.stop_gradient(leaf), leaf)
-
-    return jax.tree.map(cut, tree)
+def _cut(where: jnp.ndarray, carry: Leaves) -> Leaves:
+    """The same values; where the scalar is true, no gradient flows back into them. Integers and keys have none."""
+    return [jnp.where(where, lax.stop_gradient(a), a) if trees.is_float(a) else a for a in carry]
 
 
 @dataclass(frozen=True)
-class truncated:  # noqa: N801
+class truncated(Strategy):  # noqa: N801
     """A scan whose gradient does not cross segment ends.
 
         for start in range(0, T, segment):
@@ -49,28 +43,23 @@ class truncated:  # noqa: N801
 
     segment: int
     inner: Scan = lax.scan
+    name: ClassVar[str] = "truncated"
 
     def __post_init__(self) -> None:
         checks.positive_int("truncated", "segment", self.segment)
         checks.a_scan("truncated", "inner", self.inner)
 
-    def __call__(
-        self,
-        f: Callable[[Tree, Tree], tuple[Tree, Tree]],
-        init: Tree,
-        xs: Tree = None,
-        length: int | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tree, Tree]:
-        steps = checks.steps("truncated", xs, length)
+    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+        steps = problem.known_steps()
         if steps <= self.segment:
-            return self.inner(f, init, xs, length=steps, reverse=reverse)
+            return problem.whole(self.inner)
+        inner, step, reverse = problem.under(self.inner), problem.step, problem.reverse
 
-        def run(started_and_carry: Tree, xs: Tree, n: int) -> tuple[Tree, Tree]:
-            started, carry = started_and_carry
-            carry, ys = self.inner(f, _cut(started, carry), xs, length=n, reverse=reverse)
-            return (jnp.ones((), jnp.bool_), carry), ys
+        def run(started_and_carry: Leaves, xs: Leaves, n: int) -> tuple[Leaves, Leaves]:
+            started, *carry = started_and_carry
+            carry, ys = inner(step, _cut(started, carry), xs, length=n, reverse=reverse)
+            return [jnp.ones((), jnp.bool_), *carry], ys
 
-        first = (jnp.zeros((), jnp.bool_), init)
-        (_, carry), ys = in_segments(run, first, xs, steps, self.segment, reverse)
+        first = [jnp.zeros((), jnp.bool_), *problem.init]
+        (_, *carry), ys = in_segments(run, first, problem.xs, steps, self.segment, reverse)
         return carry, ys

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks, trees
+from jaxrnn import checks, inference, meshes, trees
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 Sampler = Callable[[Key | None, Tree], Tree]  # (key, y) -> the next step's x
@@ -86,29 +86,35 @@ def generate(
     it), xs [steps, *B, ...]. The cell runs without randomness; `key` is split into one key per step
     for `sample`: `greedy()`, `temperature(0.8)`, `top_k(5)`, or any (key, y) -> x; for a series of
     numbers, `lambda key, y: y`. Sampled integers take x's type. Calling it again with the state and the last x goes on.
-    Cost: `steps` steps, in one compiled loop. Raises: ValueError for a negative `steps`, a sample
-    whose type is not that of x, or a sampler's own complaint.
+    Cost: `steps` steps, in one compiled loop. Raises: ValueError for a negative `steps`, a state that the
+    cell cannot take, a sample whose type is not that of x, or a sampler's own complaint.
     """
     steps = checks.positive_int("generate", "steps", steps, least=0)
     checks.a_cell("generate", cell)
     if not callable(sample):
         raise TypeError(f"generate: sample must be a sampler such as greedy() or temperature(0.8), got {sample!r}")
-    x = jax.tree.map(jnp.asarray, x)
+    state, x = jax.tree.map(jnp.asarray, (state, x))
     keys = None if key is None else jax.random.split(key, steps)
+    key_t = trees.first_step(keys)
+    look = inference.step_from_given("generate", cell, params, state, trees.struct(x), None)
+    checks.same_type("generate", "state", look.state, look.state_out, "start from a state of that type")
 
     def body(state_and_x: Tree, key: Key | None) -> tuple[Tree, Tree]:
         state, x = state_and_x
         state, y = cell.step(params, state, x)
-        x = jax.tree.map(as_token, x, sample(key, y))
+        x = jax.tree.map(_as_token, x, sample(key, y))
         return (state, x), x
 
-    def as_token(old: jax.Array, new: jax.Array) -> jax.Array:
-        """Classes come in int32; tokens may be of any integer type."""
-        both = jnp.issubdtype(old.dtype, jnp.integer) and jnp.issubdtype(new.dtype, jnp.integer)
-        return new.astype(old.dtype) if both else new
-
-    (state_out, x_out), _ = jax.eval_shape(body, (state, x), trees.first_step(keys))
+    (_, x_out), _ = jax.eval_shape(body, (state, x), key_t)
     checks.same_type("generate", "sample(y)", trees.struct(x), x_out, "each sample is the next step's x")
-    checks.same_type("generate", "state", trees.struct(state), state_out, "start from a state of that type")
-    (state, _), xs = lax.scan(body, (state, x), keys, length=steps)
+    start = (state, x)
+    if meshes.on_mesh(params, start):
+        start = meshes.settled(body, start, key_t)
+    (state, _), xs = lax.scan(body, start, keys, length=steps)
     return state, xs
+
+
+def _as_token(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Classes come in int32; tokens may be of any integer type."""
+    both = jnp.issubdtype(old.dtype, jnp.integer) and jnp.issubdtype(new.dtype, jnp.integer)
+    return new.astype(old.dtype) if both else new

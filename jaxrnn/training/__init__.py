@@ -1,13 +1,18 @@
 """Training: the step, the loop that can be stopped and goes on, run folders, streams of windows."""
 
-from jaxrnn.training.fitting import Interrupted, fit
+from jaxrnn.training.diagnosis import NotFinite
+from jaxrnn.training.files import RunError
+from jaxrnn.training.fitting import fit
 from jaxrnn.training.optimizers import adam
-from jaxrnn.training.runs import Run, RunError, read_config, read_metrics
+from jaxrnn.training.records import read_config, read_metrics
+from jaxrnn.training.runs import Run
 from jaxrnn.training.step import TrainState, create, make_train_step
+from jaxrnn.training.stopping import Interrupted
 from jaxrnn.training.streams import Streams
 
 __all__ = [
     "Interrupted",
+    "NotFinite",
     "Run",
     "RunError",
     "Streams",

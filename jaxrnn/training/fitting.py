@@ -6,28 +6,39 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxrnn import checks
-from jaxrnn.training.runs import Run, RunError
-from jaxrnn.training.step import LossFn, Metrics, TrainState, create, make_train_step
+from jaxrnn.training.diagnosis import DIVERGING, NotFinite, why_not_finite
+from jaxrnn.training.files import RunError
+from jaxrnn.training.progress import Show, reporter
+from jaxrnn.training.runs import Run
+from jaxrnn.training.step import (
+    Copies,
+    Gradient,
+    LossFn,
+    Metrics,
+    TrainState,
+    ValueAndGrad,
+    create,
+    gradient_of,
+    step_by,
+)
+from jaxrnn.training.stopping import Interrupted, stop_signals
 from jaxrnn.types import Key, Params, State, Tree
 
-
-class Interrupted(KeyboardInterrupt):
-    """`fit` was asked to stop; what was done so far is saved in the run folder, if there is one."""
+Evaluate = Callable[[Params], Mapping[str, float]]
 
 
 def fit(
     loss_fn: LossFn,
-    params: Params,
+    params: Params | TrainState,
     batches: Callable[[int], Tree],
     *,
     steps: int,
@@ -35,9 +46,10 @@ def fit(
     key: Key,
     carry: State | None = None,
     combine: str = "sum",
-    copies: Any = None,
+    copies: Copies = None,
+    value_and_grad: ValueAndGrad = jax.value_and_grad,
     run: Run | str | os.PathLike[str] | None = None,
-    evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
     log_every: int = 50,
     save_every: int = 500,
@@ -54,85 +66,121 @@ def fit(
     `run`, a folder or a `Run`, receives metrics.jsonl and a checkpoint every `save_every` steps and
     at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end.
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
-    `combine` and `copies`: see `make_train_step`.
-    A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
+    `combine`, `copies` and `value_and_grad`: see `make_train_step`.
+    A `TrainState` in place of `params` (what `fit` returned, or that of an `Interrupted`) is gone on
+    from. A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
 
     Cost: the train step; one batch is fetched while the previous step runs.
-    Raises: FloatingPointError when the loss or gradient is not finite, before anything of that step is saved;
-    RunError for a run folder or checkpoint that cannot be used; ValueError for bad arguments.
+    Raises: NotFinite (a FloatingPointError) when the loss or gradient is not finite, before anything of
+    that step is saved: it names the leaves, and carries the state and the batch; Interrupted, which
+    carries the state; RunError for a run folder or checkpoint that cannot be used; ValueError for bad
+    arguments.
     """
-    steps = checks.positive_int("fit", "steps", steps)
-    log_every = checks.positive_int("fit", "log_every", log_every)
-    save_every = checks.positive_int("fit", "save_every", save_every)
-    if evaluate_every is not None:
-        evaluate_every = checks.positive_int("fit", "evaluate_every", evaluate_every)
+    plan = _Plan.checked(steps, log_every, save_every, evaluate_every)
+    _check_batches(batches)
+    gradient = gradient_of(loss_fn, value_and_grad)
+    train_step = step_by(gradient, optimizer, combine=combine, copies=copies, only_if_finite=True)
+    train_step = jax.jit(train_step, donate_argnums=0)
+    with contextlib.ExitStack() as stack:
+        heard = stack.enter_context(stop_signals())
+        if run is not None and not isinstance(run, Run):
+            run = stack.enter_context(Run(run))
+        state = _begin(run, _given(params, optimizer, key, carry), plan)
+        done = int(state.step)
+        show = stack.enter_context(reporter(done, plan.steps, progress))
+        diary = _Diary(run, show, evaluate, plan, heard, saved=max(run.steps(), default=None) if run else None)
+
+        batch = batches(done) if done < plan.steps else None
+        diary.stop_if_asked(done, state)
+        for step in range(done + 1, plan.steps + 1):
+            state, metrics = train_step(state, batch)
+            following = batches(step) if step < plan.steps else None  # while the device works on this one
+            diary.take(step, metrics, state, batch, gradient)
+            diary.write(step, state)
+            diary.stop_if_asked(step, state)
+            batch = following
+        return state
+
+
+def _check_batches(batches: object) -> None:
     if not callable(batches):
         raise TypeError(
             f"fit: batches must be a function of the step's number, got {type(batches).__name__}; "
             "for a list: lambda step: batches[step % len(batches)]"
         )
-    train_step = make_train_step(loss_fn, optimizer, combine=combine, copies=copies)
-    with contextlib.ExitStack() as stack:
-        if run is not None and not isinstance(run, Run):
-            run = stack.enter_context(Run(run))
-        state = create(params, optimizer, key, carry)
-        if run is not None and run.steps():
-            state = run.restore(state)
-        done = int(state.step)
-        if run is not None:
-            run.forget_after(done)  # what was logged since is about to be done, and logged, again
-        if done > steps:
-            raise RunError(f"the run has {done} steps already, more than the {steps} asked for")
-        show = stack.enter_context(_reporter(done, steps, progress))
-        diary = _Diary(run, show, evaluate, steps, log_every, save_every, evaluate_every or steps)
-        stop_asked = stack.enter_context(_stop_signal())
 
-        batch = batches(done) if done < steps else None
-        for step in range(done + 1, steps + 1):
-            state, metrics = train_step(state, batch)
-            if step < steps:
-                batch = batches(step)  # the next step's, while the device works on this one
-            diary.take(step, metrics)
-            diary.write(step, state, stop_asked())
-            if stop_asked():
-                diary.save(step, state)
-                saved = f"; saved in {run.folder}, start it again to go on" if run is not None else ""
-                raise Interrupted(f"stopped after step {step} of {steps}{saved}")
-        return state
+
+def _given(
+    params: Params | TrainState, optimizer: optax.GradientTransformation, key: Key, carry: State | None
+) -> TrainState:
+    """The state that the caller's arguments make; a copy, because steps donate their input's buffers."""
+    if isinstance(params, TrainState):
+        return TrainState(*jax.tree.map(jnp.array, params))
+    return create(params, optimizer, key, carry)
+
+
+class _Plan(NamedTuple):
+    """How many steps, and after how many of them what is done."""
+
+    steps: int
+    log: int
+    save: int
+    evaluate: int
+
+    @classmethod
+    def checked(cls, steps: int, log_every: int, save_every: int, evaluate_every: int | None) -> _Plan:
+        evaluate_every = steps if evaluate_every is None else evaluate_every
+        given = {"steps": steps, "log_every": log_every, "save_every": save_every, "evaluate_every": evaluate_every}
+        return cls(*(checks.positive_int("fit", name, value) for name, value in given.items()))
+
+
+def _begin(run: Run | None, state: TrainState, plan: _Plan) -> TrainState:
+    """The state to go on from: that of the newest checkpoint, if there is one, or else the given one."""
+    if run is not None and run.steps():
+        state = run.restore(state)
+    done = int(state.step)
+    if done > plan.steps:
+        raise RunError(f"the run has {done} steps already, more than the {plan.steps} asked for")
+    if run is not None:
+        run.forget_after(done)  # what was logged since is about to be done, and logged, again
+    return state
 
 
 @dataclasses.dataclass
 class _Diary:
-    """What `fit` shows, logs, evaluates and saves after which step."""
+    """What `fit` shows, logs, evaluates and saves after which step, and whether it goes on."""
 
     run: Run | None
-    show: Callable[[int, Mapping[str, float]], None]
-    evaluate: Callable[[Params], Mapping[str, float]] | None
-    steps: int
-    log_every: int
-    save_every: int
-    evaluate_every: int
+    show: Show
+    evaluate: Evaluate | None
+    plan: _Plan
+    heard: list[int]  # signals that ask to stop
     recent: list[dict[str, float]] = dataclasses.field(default_factory=list)
     started: float = dataclasses.field(default_factory=time.perf_counter)
     saved: int | None = None
 
-    def take(self, step: int, metrics: Metrics) -> None:
-        """Waits for the step to end, and for its figures."""
+    def take(self, step: int, metrics: Metrics, state: TrainState, batch: Tree, gradient: Gradient) -> None:
+        """Waits for the step to end, and for its figures. Raises: NotFinite."""
         values = {name: float(value) for name, value in metrics.items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise FloatingPointError(
+            as_before = int(state.step) < step  # else an optimizer changed its types, and there is nothing to look at
+            why = why_not_finite(gradient, state, batch) if as_before else DIVERGING
+            raise NotFinite(
                 f"the loss of step {step} is {values['loss']} and its gradient's norm {values['grad_norm']}; "
-                "lower the learning rate, clip more, or look at the batch; nothing of this step was saved"
+                f"{why}; nothing of this step was saved",
+                state,
+                batch,
             )
         self.recent.append(values)
 
-    def write(self, step: int, state: TrainState, stopping: bool) -> None:
-        last = stopping or step == self.steps
+    def write(self, step: int, state: TrainState) -> None:
+        last = step == self.plan.steps
+        ending = last or bool(self.heard)
         record: dict[str, float] = {}
-        if last or step % self.log_every == 0:
+        if ending or step % self.plan.log == 0:
             record = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[0]}
             self.recent.clear()
-        if self.evaluate and (step == self.steps or step % self.evaluate_every == 0):
+        if self.evaluate and (last or step % self.plan.evaluate == 0):
             figures = self.evaluate(state.params)
             if not isinstance(figures, Mapping):
                 raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
@@ -142,66 +190,21 @@ class _Diary:
             return
         if record:
             self.run.log({"step": step, "seconds": round(time.perf_counter() - self.started, 3), **record})
-        if last or step % self.save_every == 0:
+        if ending or step % self.plan.save == 0:
             self.save(step, state)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Once per step: Ctrl-C may have come before `write`, or during it."""
+        """Once per step: Ctrl-C may have come before `write`, during it, or before anything was done."""
         if self.run is not None and self.saved != step:
             self.run.save(step, state)
             self.saved = step
 
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C or SIGTERM has come since. The second one acts as it always does."""
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        asked.append(number)
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-    previous: dict[signal.Signals, Any] = {}
-    try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            previous[wanted] = signal.signal(wanted, note)
-    except ValueError:
-        pass  # only the main thread hears signals; elsewhere they stay as they are
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def _reporter(done: int, steps: int, progress: bool) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Shows progress: a bar on a terminal, a line per record elsewhere, or nothing."""
-    console = Console()
-
-    def text(record: Mapping[str, float]) -> str:
-        return "  ".join(f"{name} {value:.4g}" for name, value in record.items())
-
-    if not progress:
-        yield lambda step, record: None
-        return
-    if not console.is_terminal:
-
-        def line(step: int, record: Mapping[str, float]) -> None:
-            if record:
-                print(f"step {step}/{steps}  {text(record)}", flush=True)
-
-        yield line
-        return
-    now = TextColumn("{task.fields[now]}")
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), now, console=console) as bar:
-        task = bar.add_task("training", total=steps, completed=done, now="")
-
-        def advance(step: int, record: Mapping[str, float]) -> None:
-            bar.update(task, completed=step)
-            if record:
-                bar.update(task, now=text(record))
-
-        yield advance
+    def stop_if_asked(self, step: int, state: TrainState) -> None:
+        """Raises: Interrupted, when what is done is saved."""
+        if not self.heard:
+            return
+        if step:  # before the first there is nothing to save
+            self.save(step, state)
+        where = f"after step {step} of {self.plan.steps}" if step else f"before the first of {self.plan.steps} steps"
+        saved = f"; saved in {self.run.folder}, start it again to go on" if self.run and self.saved == step else ""
+        raise Interrupted(f"stopped {where}{saved}", state, self.heard[0])

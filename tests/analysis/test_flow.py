@@ -1,5 +1,7 @@
 """The error's way back, against closed forms and gradients of each state alone; Lyapunov exponents."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.flatten_util
@@ -8,11 +10,12 @@ import numpy as np
 import pytest
 
 import jaxrnn as rnn
+from tests import reference
 from tests.reference import assert_close, scalar
-from tests.test_matrix import B, T, options, problem
+from tests.scans.test_matrix import B, T, options, problem
 from tests.zoo import SCANS, D, H, sequence
 
-LONG = 60
+LONG, LAGS = 60, 6
 
 
 def linear_net(dtype=jnp.float64):
@@ -27,66 +30,79 @@ def last_state(state, ys):
     return 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "running_mean", "stack", "jordan"])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [("lstm", False), ("lstm", True), ("gru", False), ("running_mean", False), ("stack", True), ("jordan", True)],
+)
 def test_norms_are_those_of_the_gradient_by_each_state(name, reverse, x64):
-    """|dL / d s_t|: run up to step t, then the rest from that state, and differentiate by it."""
+    """|dL / d s_t|, of the whole state and of each leaf; and the copies' norms are those of copy_gradients."""
     cell, params, xs, state = problem(name, "float64")
-    flow = jax.jit(lambda p: rnn.analysis.gradient_flow(scalar, cell, p, xs, state, reverse=reverse))(params)
+    flow, copies = jax.jit(
+        lambda p: (
+            rnn.analysis.gradient_flow(scalar, cell, p, xs, state, reverse=reverse),
+            rnn.analysis.copy_gradients(scalar, cell, p, xs, state, reverse=reverse, measure=rnn.analysis.leaf_norms),
+        )
+    )(params)
+    grads = by_each_state(cell, params, xs, state, reverse)
+    floats = [n for n, leaf in enumerate(jax.tree.leaves(state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    found = jax.tree.leaves(flow.state)
     for t in range(T):
-        done, left = (xs[t:], xs[:t]) if reverse else (xs[: t + 1], xs[t + 1 :])
-        s_t, before = rnn.unroll(cell, params, done, state, reverse=reverse)
-        floats, structure = jax.tree.flatten(s_t)
-        places = [n for n, leaf in enumerate(floats) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-
-        def rest(values):
-            leaves = list(floats)  # noqa: B023
-            for n, value in zip(places, values, strict=True):  # noqa: B023
-                leaves[n] = value
-            end, after = rnn.unroll(cell, params, left, jax.tree.unflatten(structure, leaves), reverse=reverse)  # noqa: B023
-            parts = (after, before) if reverse else (before, after)  # noqa: B023
-            return scalar(end, jax.tree.map(lambda *a: jnp.concatenate(a), *parts))
-
-        grads = jax.grad(rest)([floats[n] for n in places])
-        assert_close(flow.norms[t], jnp.sqrt(sum(jnp.sum(g**2) for g in grads)), 1e-10)
-        found = jax.tree.leaves(flow.state)
-        assert_close([found[n][t] for n in places], [jnp.linalg.norm(g) for g in grads], 1e-10)
+        leaves = jax.tree.leaves(grads[t])
+        assert_close(flow.norms[t], jnp.sqrt(sum(jnp.sum(leaves[n] ** 2) for n in floats)), 1e-10)
+        assert_close([found[n][t] for n in floats], [jnp.linalg.norm(leaves[n]) for n in floats], 1e-10)
     assert_close(flow.by_lag, flow.norms if reverse else flow.norms[::-1], 0)
-    copies = rnn.analysis.copy_gradients(
-        scalar, cell, params, xs, state, reverse=reverse, measure=rnn.analysis.leaf_norms
-    )
     assert_close(flow.copies, copies, 1e-12)
+
+
+def by_each_state(cell, params, xs, state, reverse):
+    """dL / d s_t as dL / d e_t, for e_t = 0 added to the state after step t of a plain Python loop."""
+
+    def run(nudges):
+        s, ys = state, [None] * T
+        for t in range(T)[::-1] if reverse else range(T):
+            s, ys[t] = cell.step(params, s, xs[t])
+            s = jax.tree.map(jnp.add, s, nudges[t])
+        return scalar(s, jax.tree.map(lambda *a: jnp.stack(a), *ys))
+
+    return jax.jit(jax.grad(run, allow_int=True))([jax.tree.map(jnp.zeros_like, state)] * T)
 
 
 @pytest.mark.parametrize("scan", SCANS)
 def test_the_spectrum_of_a_linear_net_is_that_of_the_powers_of_its_matrix(scan, x64):
     cell, params = linear_net()
     params["W"] = jax.random.normal(jax.random.key(3), (H, H), jnp.float64) / 2
-    xs = sequence(1, (12, B), jnp.float64)
-    h, _ = rnn.unroll(cell, params, xs)
-    flow = rnn.analysis.gradient_flow(last_state, cell, params, xs, scan=SCANS[scan])
+    xs = sequence(1, (LAGS, B), jnp.float64)
+    h, _ = reference.unroll(cell, params, xs, cell.initial_state(params, (B,)), batch=(B,))
+    flow = jax.jit(lambda p: rnn.analysis.gradient_flow(last_state, cell, p, xs, scan=SCANS[scan]))(params)
     back = np.asarray(h)  # dL / dh_last is h itself; one step back multiplies by W transposed
-    for lag in range(12):
+    for lag in range(LAGS):
         assert float(flow.by_lag[lag]) == pytest.approx(np.linalg.norm(back), rel=1e-10)
         back = back @ np.asarray(params["W"]).T
+
+
+@functools.cache
+def flow_and_exponents():
+    """Of the linear net with any weights, compiled once."""
+    cell, xs = linear_net()[0], sequence(1, (LONG, B), jnp.float64)
+    flow = lambda p: rnn.analysis.gradient_flow(last_state, cell, p, xs)
+    return jax.jit(lambda p: (flow(p), rnn.analysis.lyapunov(cell, p, xs, exponents=H)))
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.9, 1.0, 1.1, 3.0])
 def test_a_scaled_orthogonal_net_vanishes_and_explodes_at_its_scale(scale, x64):
     cell, params = linear_net()
     params["W"] = scale * params["W"]
-    xs = sequence(1, (LONG, B), jnp.float64)
-    flow = rnn.analysis.gradient_flow(last_state, cell, params, xs)
+    flow, exponents = flow_and_exponents()(params)
     np.testing.assert_allclose(flow.by_lag, flow.by_lag[0] * scale ** np.arange(LONG), rtol=1e-9)
     assert float(flow.rate) == pytest.approx(scale, rel=1e-9)
-    exponents = rnn.analysis.lyapunov(cell, params, xs, exponents=H)
     np.testing.assert_allclose(exponents, np.full((B, H), np.log(scale)), atol=1e-12)
 
 
 def test_float32_sees_an_error_of_1e_30():
     cell, params = linear_net(jnp.float32)
     params["W"] = 0.3 * params["W"]
-    flow = rnn.analysis.gradient_flow(last_state, cell, params, sequence(1, (LONG, B), jnp.float32))
+    xs = sequence(1, (LONG, B), jnp.float32)
+    flow = jax.jit(lambda p: rnn.analysis.gradient_flow(last_state, cell, p, xs))(params)
     assert 0 < float(flow.by_lag[57]) < 1e-29 and float(flow.rate) == pytest.approx(0.3, rel=1e-4)
 
 
@@ -181,10 +197,10 @@ def test_a_graph_that_is_looked_into_flows_as_it_does(x64):
 
 def test_vmap_gives_the_flow_of_each_example(x64):
     cell, params, xs, _ = problem("lstm", "float64")
-    each = jax.vmap(lambda xs: rnn.analysis.gradient_flow(scalar, cell, params, xs), in_axes=1)(xs)
+    alone = jax.jit(lambda xs: rnn.analysis.gradient_flow(scalar, cell, params, xs))
+    each = jax.jit(jax.vmap(alone, in_axes=1))(xs)
     for b in range(B):
-        alone = rnn.analysis.gradient_flow(scalar, cell, params, xs[:, b])
-        assert_close(jax.tree.map(lambda a, b=b: a[b], each), alone, 1e-10)
+        assert_close(jax.tree.map(lambda a, b=b: a[b], each), alone(xs[:, b]), 1e-10)
 
 
 def test_no_flow_without_state_or_steps():
@@ -217,11 +233,12 @@ def test_exponents_of_a_linear_net_are_its_eigenvalues(x64):
 def jacobians(cell, params, xs, state):
     """The full Jacobian of each step's state by the one before, of one example."""
     flat, back = jax.flatten_util.ravel_pytree(state)
+    step = lambda v, x: jax.flatten_util.ravel_pytree(cell.step(params, back(v), x)[0])[0]
+    both = jax.jit(lambda v, x: (step(v, x), jax.jacobian(step)(v, x)))
     found = []
     for x in xs:
-        step = lambda v, x=x: jax.flatten_util.ravel_pytree(cell.step(params, back(v), x)[0])[0]
-        found.append(np.asarray(jax.jacobian(step)(flat)))
-        flat = step(flat)
+        flat, jacobian = both(flat, x)
+        found.append(np.asarray(jacobian))
     return found
 
 

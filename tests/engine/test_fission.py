@@ -13,8 +13,8 @@ from jax import lax
 
 import jaxrnn as rnn
 from jaxrnn.engine.partition import components
-from jaxrnn.engine.program import balanced_segment as best_segment
-from jaxrnn.engine.step import plan_of
+from jaxrnn.engine.program import steps_at_once
+from jaxrnn.engine.step import traced
 from tests.reference import assert_close
 
 T, B, D, H, V = 24, 8, 5, 16, 11
@@ -27,7 +27,7 @@ def names(equations):
 def plan(cell, separate=False):
     params = cell.init(jax.random.key(0), jnp.zeros((B, D)))
     state = cell.initial_state(params, (B,))
-    return plan_of(lambda s, x: cell.step(params, s, x), state, jnp.zeros((B, D)), separate)[0]
+    return traced(lambda s, x: cell.step(params, s, x), state, jnp.zeros((B, D))).parts(separate)
 
 
 # --- what moves ---------------------------------------------------------------------------------
@@ -56,14 +56,14 @@ def test_what_merely_expands_stays_with_its_reader():
     def step(h, token):
         return jnp.tanh(h + jax.nn.one_hot(token, H)), jax.nn.one_hot(token, V) @ weights
 
-    found = plan_of(step, jnp.zeros(H), jnp.int32(0), False)[0]
+    found = traced(step, jnp.zeros(H), jnp.int32(0)).parts()
     assert found.stages[0].batched.makes == [] and found.stages[0].loop.stacked == found.xs
 
 
 def test_what_every_step_hands_on_is_as_good_as_closed_over():
     w = jax.random.normal(jax.random.key(0), (H, H))
     step = lambda c, x: ((c[0], jnp.tanh(c[1] @ c[0] + x)), c[1])
-    found = plan_of(step, (w, jnp.zeros(H)), jnp.zeros(H), False)[0]
+    found = traced(step, (w, jnp.zeros(H)), jnp.zeros(H)).parts()
     assert found.constant == [0] and found.stages[0].places == [1]
 
 
@@ -80,9 +80,9 @@ def test_components_come_in_the_order_in_which_they_need_each_other():
 def test_the_segment_balances_weights_against_batched_arrays():
     found = plan(rnn.lstm(H))
     weights, batched = 4 * (D * 4 * H + H * 4 * H + 4 * H), 2 * 4 * B * 4 * H
-    assert weights // (2 * batched) < 4 and best_segment(found, 1000) == 4
-    assert best_segment(found, 6) == 6
-    assert 1000 % best_segment(found, 1000) == 0
+    assert weights // (2 * batched) < 4 and steps_at_once(found, 1000) == 4
+    assert steps_at_once(found, 6) == 6
+    assert 1000 % steps_at_once(found, 1000) == 0
 
 
 def test_where_nothing_is_gained_it_is_lax_scan():
@@ -176,7 +176,7 @@ def test_the_step_is_traced_a_fixed_number_of_times(steps):
         return jnp.tanh(c @ jnp.eye(3) + x), c
 
     jax.jit(jax.grad(lambda c: jnp.sum(rnn.scan(step, c, jnp.ones((steps, 3)))[0])))(jnp.ones(3))
-    assert len(traces) == 2
+    assert len(traces) == 1
 
 
 # --- the compiled gradient ----------------------------------------------------------------------
@@ -300,7 +300,7 @@ def gains(step, weights, carry):
     assert_close(jax.jit(grads[rnn.scan])(weights), jax.jit(grads[lax.scan])(weights), 1e-4)
     assert rnn.analysis.temp_bytes(grads[rnn.scan], weights) < rnn.analysis.temp_bytes(grads[lax.scan], weights)
 
-    plan_found = plan_of(lambda c, x: step(weights, c, x), carry, xs[0], False)[0]
+    plan_found = traced(lambda c, x: step(weights, c, x), carry, xs[0]).parts()
     assert plan_found.pays and "dot_general" in names(plan_found.stages[0].batched.equations)
 
 

@@ -1,5 +1,6 @@
 """Graphs as cells: what they equal, how they fission, and what is said of wrong ones."""
 
+import functools
 import itertools
 import math
 import re
@@ -14,12 +15,13 @@ import pytest
 import jaxrnn as rnn
 from jaxrnn import prev
 from tests import reference
+from tests.engine.test_fission import equations_of
 from tests.reference import assert_close, scalar
-from tests.test_fission import equations_of
 from tests.zoo import SCANS, D, H, sequence
 
 T, B = 5, 2
 F64 = jnp.float64
+THREE = ("lax.scan", "fissioned", "checkpointed(2)")
 
 
 def dense(size, bias=True):
@@ -165,24 +167,35 @@ def same(name):
     return cell, params, net, weights, state, sequence(1, (T, B), F64)
 
 
-@pytest.mark.parametrize("scan", SCANS)
-@pytest.mark.parametrize("name", SAME)
-def test_a_graph_equals_the_cell_it_draws(name, scan, x64):
-    """Values, last states, and gradients with respect to the cell's own parameters and the input."""
-    cell, params, net, weights, as_state, xs = same(name)
+def gradients(run, params, xs):
+    return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(params, xs)
 
-    @jax.jit
-    def by_cell(params, xs):
+
+@functools.cache
+def by_cell(name):
+    cell, params, _, _, as_state, xs = same(name)
+
+    def run(params, xs):
         state, ys = reference.unroll(cell, params, xs, cell.initial_state(params, (B,)), batch=(B,))
         return scalar(as_state(state), ys), (as_state(state), ys)
 
-    @jax.jit
+    return gradients(run, params, xs)
+
+
+# Every drawing under three scans, one under all of them (and the graph of tests/zoo.py under all in test_matrix.py).
+DRAWN = [(name, scan) for name in SAME for scan in SCANS if name == "gru" or scan in THREE]
+
+
+@pytest.mark.parametrize(("name", "scan"), DRAWN)
+def test_a_graph_equals_the_cell_it_draws(name, scan, x64):
+    """Values, last states, and gradients with respect to the cell's own parameters and the input."""
+    _, params, net, weights, _, xs = same(name)
+
     def by_graph(params, xs):
         state, ys = rnn.unroll(net, weights(params), xs, scan=SCANS[scan])
         return scalar(state, ys), (state, ys)
 
-    gradients = lambda f: jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(params, xs)
-    assert_close(gradients(by_graph), gradients(by_cell), 1e-10)
+    assert_close(gradients(by_graph, params, xs), by_cell(name), 1e-10)
 
 
 @pytest.mark.parametrize("name", SAME)

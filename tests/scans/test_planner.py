@@ -32,7 +32,7 @@ def params_of(cell, batch=B):
 
 def gradient(cell, scan, outputs):
     def loss(params, xs):
-        state, ys = rnn.unroll(cell, params, xs, scan=scan, outputs=outputs)
+        state, ys = rnn.unroll(cell, params, xs, scan=scan, outputs="all" if outputs else "none")
         return jnp.mean(ys**2) if outputs else sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state))
 
     return jax.grad(loss)
@@ -223,9 +223,6 @@ def test_other_bad_arguments():
     cell, x = NETS["gru"](), jax.ShapeDtypeStruct((B, D), jnp.float32)
     with pytest.raises(TypeError, match="within: inner"):
         rnn.within(10, inner=3)
-    for make in (rnn.revolve, rnn.checkpointed, rnn.truncated):
-        with pytest.raises(TypeError, match="inner must return the outputs of all steps"):
-            make(2, inner=rnn.summed())
     with pytest.raises(TypeError, match="within: inner must be hashable"):
         rnn.within(10, inner=type("Unhashable", (), {"__hash__": None, "__call__": lambda self: None})())
     with pytest.raises(TypeError, match="within: report"):
@@ -264,7 +261,7 @@ def test_no_weight_gradient_per_example_under_vmap():
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), jnp.zeros((D,))))
 
     def loss(params, xs):
-        one = lambda xs: jnp.sum(rnn.unroll(cell, params, xs, scan=rnn.revolve(5, 10), outputs=False)[0].h)
+        one = lambda xs: jnp.sum(rnn.unroll(cell, params, xs, scan=rnn.revolve(5, 10), outputs="none")[0].h)
         return jnp.sum(jax.vmap(one, 1)(xs))
 
     text = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((500, B, D), jnp.float32)).compile().as_text()
@@ -291,66 +288,6 @@ def test_revolve_differentiates_twice_and_forward(x64):
         return along(loss), along(jax.grad(loss)), jax.grad(along_loss)(params, scan), jax.jacfwd(loss)(params, scan)
 
     assert_close(orders(params, rnn.revolve(2, 3, kept=4)), orders(params, lax.scan), 1e-9)
-
-
-def test_summed_is_the_sum_and_leaves_no_logits_behind():
-    vocabulary, steps = 500, 400
-    net = rnn.with_loss(
-        rnn.stack(rnn.layer(nn.Embed(vocabulary, 8)), rnn.gru(16), rnn.layer(nn.Dense(vocabulary))),
-        optax.softmax_cross_entropy_with_integer_labels,
-    )
-    tokens = jax.random.randint(jax.random.key(0), (steps, 4), 0, vocabulary)
-    params = net.init(jax.random.key(1), (tokens[0], tokens[0]))
-    lengths = jnp.array([400, 3, 0, 77])
-
-    def total(params, scan):
-        _, nats = rnn.unroll(net, params, (tokens, tokens), lengths=lengths, scan=rnn.summed(scan))
-        assert nats.shape == (4,)
-        return jnp.sum(nats)
-
-    def expected(params):
-        return jnp.sum(rnn.unroll(net, params, (tokens, tokens), lengths=lengths, scan=lax.scan)[1])
-
-    for scan in (rnn.scan, lax.scan, rnn.checkpointed(20, inner=rnn.scan), rnn.revolve(3, 10)):
-        got = jax.jit(jax.value_and_grad(total), static_argnums=1)(params, scan)
-        assert_close(got, jax.value_and_grad(expected)(params), 1e-4)
-    streamed = rnn.analysis.temp_bytes(jax.grad(lambda p: total(p, rnn.checkpointed(20, inner=rnn.scan))), params)
-    assert streamed < steps * 4 * vocabulary * 4 / 4  # a quarter of all logits
-    x = jax.ShapeDtypeStruct((4,), jnp.int32)
-    told = rnn.analysis.explain(_adding(net), params, (x, x), (4,))
-    assert told.totals == ("state[1]",) and not any(
-        "dot_general" in op and "500" in op for op in told.loops[0].operations
-    )
-
-
-def _adding(net):
-    """The net with its loss added up in the state, as a user may write it."""
-
-    def step(params, state, x, *, key=None):
-        inner, nats = net.step(params, state[0], x, key=key)
-        return (inner, state[1] + nats), ()
-
-    return rnn.Cell(net.init, lambda p, batch: (net.initial_state(p, batch), jnp.zeros(batch)), step)
-
-
-def test_summed_widens_and_refuses():
-    step = lambda c, x: (c, {"small": x, "yes": x > 1})
-    _, total = rnn.summed(lax.scan)(step, jnp.zeros(()), jnp.full(300, 2, jnp.bfloat16))
-    assert total["small"].dtype == jnp.float32 and float(total["small"]) == 600
-    assert total["yes"].dtype == jnp.int32 and int(total["yes"]) == 300
-    with pytest.raises(TypeError, match=r"summed: y\['k'\]"):
-        rnn.summed()(lambda c, x: (c, {"k": x}), 0.0, jax.random.split(jax.random.key(0), 3))
-
-
-def test_a_state_alone_needs_no_outputs():
-    cell = NETS["stack"]()
-    xs = jax.random.normal(jax.random.key(0), (20, B, D))
-    params = cell.init(jax.random.key(1), xs[0])
-    state, nothing = rnn.unroll(cell, params, xs, outputs=False, lengths=jnp.full((B,), 7))
-    assert nothing == ()
-    assert_close(state, rnn.unroll(cell, params, xs, lengths=jnp.full((B,), 7))[0], 1e-6)
-    with pytest.raises(ValueError, match="unroll: outputs"):
-        rnn.unroll(cell, params, xs, outputs="no")
 
 
 def test_a_table_reads_well():

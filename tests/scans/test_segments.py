@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxrnn as rnn
 from jaxrnn.engine.memory import StepBytes
-from jaxrnn.scans.checkpointing import best_segment, branches, kept_bytes, nested_sizes
+from jaxrnn.scans.checkpointing import branches, kept_bytes, nested_sizes, segment_keeping_least
 from tests.reference import assert_close
 from tests.zoo import SCANS
 
@@ -184,7 +184,7 @@ def test_exact_factorisations_are_preferred():
 def test_the_chosen_segment_keeps_least(steps, carry, kept):
     cost = StepBytes(carry, kept, 0)
     brute = min(kept_bytes(steps, nested_sizes(steps, k, 1), cost) for k in range(1, steps + 1))
-    chosen = best_segment(steps, 1, cost)
+    chosen = segment_keeping_least(steps, 1, cost)
     assert kept_bytes(steps, nested_sizes(steps, chosen, 1), cost) <= 1.05 * brute
 
 

@@ -70,6 +70,17 @@ def test_samplers_draw_from_the_right_distribution():
     assert rnn.greedy()(None, logits) == 0 == rnn.top_k(1)(jax.random.key(0), logits)
 
 
+def go_on(state):
+    """From any state, with an LSTM of 4 units and a batch of 2."""
+    cell = rnn.lstm(4)
+    params = cell.init(jax.random.key(0), jnp.zeros(4))
+    return rnn.generate(cell, params, state, jnp.zeros((2, 4)), 3, lambda key, y: y)
+
+
+def growing():
+    return rnn.Cell(lambda key, x: (), jnp.zeros, lambda p, s, x, key=None: (s.astype(jnp.int32), x))
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -82,6 +93,19 @@ def test_samplers_draw_from_the_right_distribution():
         (
             lambda: rnn.generate(rnn.lift(jnp.tanh), (), (), jnp.zeros(2), 3, rnn.greedy()),
             r"sample\(y\) should be float32\[2\], got int32\[\]; each sample is the next step's x",
+        ),
+        (
+            lambda: go_on(rnn.LSTMState(h=jnp.zeros((2, 4)), c=jnp.zeros((2, 5)))),
+            r"generate: state\.c should be float32\[2,4\], got float32\[2,5\]; start from cell.initial_state",
+        ),
+        (lambda: go_on(jnp.zeros((2, 4))), r"generate: state should have the structure .*LSTMState.*; start from"),
+        (
+            lambda: go_on(rnn.LSTMState(h=jnp.zeros((2, 4), jnp.bfloat16), c=jnp.zeros((2, 4)))),
+            r"generate: state\.h should be float32\[2,4\], got bfloat16\[2,4\]; start from",
+        ),
+        (
+            lambda: rnn.generate(growing(), (), jnp.zeros(2), jnp.zeros(2), 3, rnn.greedy()),
+            r"generate: state should be float32\[2\], got int32\[2\]; start from a state of that type",
         ),
     ],
 )

@@ -1,7 +1,9 @@
 """unroll: lengths, resets, batch dimensions, keys, extreme T, and what it says about bad input."""
 
+import functools
 import itertools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,17 +25,37 @@ def small_lstm(dtype=jnp.float32):
     return cell, jax.tree.map(lambda a: a + jnp.asarray(0.1, a.dtype), params)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("scan", SCANS)
-@pytest.mark.parametrize(("batch", "lengths"), [((), 3), ((), 0), ((4,), [0, 1, 7, 4]), ((2, 2), [[0, 7], [1, 5]])])
-def test_lengths_in_any_number_of_batch_dimensions(batch, lengths, scan, reverse, x64):
-    cell, params = small_lstm(jnp.float64)
-    xs, lengths = sequence(2, (7, *batch), jnp.float64), jnp.asarray(lengths)
-    run = lambda p, xs: scalar(*rnn.unroll(cell, p, xs, lengths=lengths, reverse=reverse, scan=SCANS[scan]))
-    got = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(params, xs)
+def gradient_of(run):
+    """Value and gradients by (params, xs), compiled."""
+    return jax.jit(jax.value_and_grad(run, argnums=(0, 1)))
 
-    def one_by_one(params, xs):
-        """Each sequence alone, cut to its own length, run by the reference without lengths."""
+
+# Batch dimensions and scans know nothing of each other: each kind of the one meets a few of the other.
+LENGTHS = {(): 3, (1,): (0,), (4,): (0, 1, 7, 4), (2, 2): ((0, 7), (1, 5))}
+FEW = ["lax.scan", "fissioned"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "scan"),
+    [(batch, scan) for batch in LENGTHS for scan in FEW] + [((4,), scan) for scan in SCANS if scan not in FEW],
+)
+def test_lengths_in_any_number_of_batch_dimensions(batch, scan, reverse, x64):
+    cell, params = small_lstm(jnp.float64)
+    xs, lengths = sequence(2, (7, *batch), jnp.float64), jnp.asarray(LENGTHS[batch])
+    got = gradient_of(
+        lambda p, xs: scalar(*rnn.unroll(cell, p, xs, lengths=lengths, reverse=reverse, scan=SCANS[scan]))
+    )(params, xs)
+    assert_close(got, one_by_one(batch, reverse), 1e-10)
+
+
+@functools.cache
+def one_by_one(batch, reverse):
+    """Each sequence alone, cut to its own length, run by the reference without lengths."""
+    cell, params = small_lstm(jnp.float64)
+    lengths = np.asarray(LENGTHS[batch])
+
+    def run(params, xs):
         state = jax.tree.map(lambda a: a.copy(), cell.initial_state(params, batch))
         ys = jnp.zeros((7, *batch, H), jnp.float64)
         for at in itertools.product(*map(range, batch)):
@@ -46,65 +68,96 @@ def test_lengths_in_any_number_of_batch_dimensions(batch, lengths, scan, reverse
                 ys = ys.at[(slice(0, n), *at)].set(y)
         return scalar(state, ys)
 
-    assert_close(got, jax.value_and_grad(one_by_one, argnums=(0, 1))(params, xs), 1e-10)
+    return jax.value_and_grad(run, argnums=(0, 1))(params, sequence(2, (7, *batch), jnp.float64))
+
+
+@functools.cache
+def with_lengths():
+    """Compiled once for each shape."""
+    return jax.jit(lambda params, xs, lengths: rnn.unroll(small_lstm()[0], params, xs, lengths=lengths))
+
+
+@functools.cache
+def alone(steps):
+    """The first steps of the sequence that all are cut from, for each batch element."""
+    cell, params = small_lstm()
+    return rnn.unroll(cell, params, sequence(1, (6, 3), jnp.float32)[:steps])
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), steps=st.integers(0, 6), batch=st.integers(1, 3))
+@given(data=st.data(), steps=st.sampled_from([0, 1, 6]), batch=st.sampled_from([1, 3]))
 def test_padding_holds_state_and_silences_outputs(data, steps, batch):
-    cell, params = small_lstm()
+    _, params = small_lstm()
     lengths = np.array(data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch)))
-    xs = np.asarray(sequence(1, (steps, batch), jnp.float32))
-    (h, c), ys = rnn.unroll(cell, params, xs, lengths=lengths)
+    xs = np.asarray(sequence(1, (6, 3), jnp.float32))[:steps, :batch]
+    (h, c), ys = with_lengths()(params, xs, lengths)
     for b, n in enumerate(lengths):
-        (h_b, c_b), y_b = rnn.unroll(cell, params, xs[:n, b])
-        np.testing.assert_allclose(h[b], h_b, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(c[b], c_b, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(ys[:n, b], y_b, rtol=1e-5, atol=1e-6)
+        (h_b, c_b), y_b = jax.tree.map(np.asarray, alone(int(n)))
+        np.testing.assert_allclose(h[b], h_b[b], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(c[b], c_b[b], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ys[:n, b], y_b[:, b], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(ys[n:, b], 0)
+
+
+def small_elman():
+    cell = rnn.elman(H, dtype=jnp.float64, learn_initial_state=True)
+    params = cell.init(jax.random.key(0), jax.ShapeDtypeStruct((D,), jnp.float64))
+    return cell, jax.tree.map(lambda a: a + 0.1, params)
 
 
 @pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("steps", [0, 1, 2, 7])
 def test_any_number_of_steps(steps, scan, x64):
-    cell, params = small_lstm(jnp.float64)
+    cell, params = small_elman()
     xs = sequence(2, (steps, 2), jnp.float64)
-    run = lambda p, xs: scalar(*rnn.unroll(cell, p, xs, scan=SCANS[scan]))
-    got = jax.value_and_grad(run, argnums=(0, 1))(params, xs)
+    got = gradient_of(lambda p, xs: scalar(*rnn.unroll(cell, p, xs, scan=SCANS[scan])))(params, xs)
     if steps == 0:
         state, ys = rnn.unroll(cell, params, xs, scan=SCANS[scan])
         assert ys.shape == (0, 2, H) and ys.dtype == jnp.float64
         assert_close(state, cell.initial_state(params, (2,)), 0)
         return
+    assert_close(got, step_by_step(steps), 1e-10)
+
+
+@functools.cache
+def step_by_step(steps):
+    cell, params = small_elman()
     plain = lambda p, xs: scalar(*reference.unroll(cell, p, xs, cell.initial_state(p, (2,)), batch=(2,)))
-    assert_close(got, jax.value_and_grad(plain, argnums=(0, 1))(params, xs), 1e-10)
+    return gradient_of(plain)(params, sequence(2, (steps, 2), jnp.float64))
 
 
 POISONS = {
     "padding": {"lengths": jnp.array([2, 5])},
     "before a reset": {"resets": jnp.zeros((5, 2), bool).at[3, 0].set(True)},
 }
+HIDDEN = {"padding": slice(2, 5), "before a reset": slice(0, 3)}  # steps of sequence 0
 
 
-@pytest.mark.parametrize("scan", SCANS)
+def poisoned_net(kind):
+    cell = rnn.gru(H) if kind == "gru" else rnn.stack(rnn.layer(nn.Dense(H)), rnn.lstm(H), rnn.layer(nn.Dense(2)))
+    clean = sequence(1, (5, 2), jnp.float32)
+    return cell, cell.init(jax.random.key(0), clean[0]), clean
+
+
+@pytest.mark.parametrize(
+    ("kind", "scan"),
+    [("gru", scan) for scan in SCANS]
+    + [("stack", scan) for scan in (*FEW, "checkpointed(2)", "revolve(2, 1, kept=1)")],
+)
 @pytest.mark.parametrize("where", POISONS)
-@pytest.mark.parametrize("kind", ["lstm", "stack"])
 def test_nan_reaches_neither_values_nor_gradients(kind, where, scan):
     """Sequence 0 has NaN inputs in its padding, or before its reset, and a loss that does not look there."""
-    cell = rnn.gru(H) if kind == "lstm" else rnn.stack(rnn.layer(nn.Dense(H)), rnn.lstm(H), rnn.layer(nn.Dense(2)))
-    clean = sequence(1, (5, 2), jnp.float32)
-    params = cell.init(jax.random.key(0), clean[0])
-    bad = slice(2, 5) if where == "padding" else slice(0, 3)
-    dirty = clean.at[bad, 0].set(jnp.nan)
+    cell, params, clean = poisoned_net(kind)
+    bad = HIDDEN[where]
     seen = jnp.ones((5, 2), bool).at[bad, 0].set(False)
 
-    def loss(params, xs):
+    @gradient_of
+    def find(params, xs):
         state, ys = rnn.unroll(cell, params, xs, scan=SCANS[scan], **POISONS[where])
         ys = jnp.where(jnp.broadcast_to(seen[..., None], ys.shape), ys, jnp.zeros_like(ys))
         return scalar(state, ys)
 
-    got, got_grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, dirty)
-    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, clean)
+    (got, got_grads), (value, grads) = find(params, clean.at[bad, 0].set(jnp.nan)), find(params, clean)
     assert_close(got, value, 1e-6)
     # What the hidden inputs did to the parameters' gradient must be nothing, with or without NaN.
     assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(got_grads))
@@ -112,8 +165,13 @@ def test_nan_reaches_neither_values_nor_gradients(kind, where, scan):
         assert_close(got_grads, grads, 1e-6)
     else:
         assert_close(got_grads[1][3:], grads[1][3:], 1e-6)
-        alone = jax.grad(lambda p: scalar(*_without_the_past(cell, p, clean, bad)))(params)
-        assert_close(got_grads[0], alone, 2e-5)
+        assert_close(got_grads[0], gradient_without_the_past(kind), 2e-5)
+
+
+@functools.cache
+def gradient_without_the_past(kind):
+    cell, params, clean = poisoned_net(kind)
+    return jax.jit(jax.grad(lambda p: scalar(*_without_the_past(cell, p, clean, HIDDEN["before a reset"]))))(params)
 
 
 def _without_the_past(cell, params, xs, bad):
@@ -215,44 +273,123 @@ def test_the_batch_shape_is_found_from_the_step(cell, x, batch):
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, expected)
 
 
+def drawing_net():
+    cell = rnn.stack(rnn.dropout(rnn.gru(H), 0.5), rnn.dropout(rnn.elman(H), 0.5, mask="sequence"))
+    return cell, cell.init(jax.random.key(0), jnp.zeros((2, D)))
+
+
+@functools.cache
+def drawn(scan):
+    cell, params = drawing_net()
+    run = jax.jit(lambda key: rnn.unroll(cell, params, sequence(1, (7, 2), jnp.float32), key=key, scan=SCANS[scan])[1])
+    return run(jax.random.key(1)), run(jax.random.key(2))
+
+
 @pytest.mark.parametrize("scan", SCANS)
 def test_the_same_key_draws_the_same_under_every_scan(scan):
-    cell = rnn.stack(rnn.dropout(rnn.gru(H), 0.5), rnn.dropout(rnn.gru(H), 0.5, mask="sequence"))
-    xs = sequence(1, (7, 2), jnp.float32)
-    params = cell.init(jax.random.key(0), xs[0])
-    run = lambda key, scan: rnn.unroll(cell, params, xs, key=key, scan=scan)[1]
-    plain = run(jax.random.key(1), lax.scan)
-    assert_close(run(jax.random.key(1), SCANS[scan]), plain, 1e-6)
-    assert float(jnp.abs(run(jax.random.key(2), SCANS[scan]) - plain).max()) > 0.01
+    plain, (same, other) = drawn("lax.scan")[0], drawn(scan)
+    assert_close(same, plain, 1e-6)
+    assert float(jnp.abs(other - plain).max()) > 0.01
 
 
 def test_raw_keys_work_too():
     cell = rnn.dropout(rnn.gru(H), 0.5)
     xs = sequence(1, (7, 2), jnp.float32)
     params = cell.init(jax.random.PRNGKey(0), xs[0])
-    raw = rnn.unroll(cell, params, xs, key=jax.random.PRNGKey(3))
-    assert_close(raw, rnn.unroll(cell, params, xs, key=jax.random.key(3)), 0)
+    run = lambda key: jax.jit(lambda: rnn.unroll(cell, params, xs, key=key, scan=lax.scan))()
+    assert_close(run(jax.random.PRNGKey(3)), run(jax.random.key(3)), 0)
+
+
+def counting(traces):
+    def step(params, state, x, *, key=None):
+        traces.append(x.shape)
+        return state + x, state
+
+    return rnn.Cell(lambda key, x: (), lambda p, batch: jnp.zeros((*batch, D)), step)
 
 
 @pytest.mark.parametrize("scan", [s for s in SCANS if "python_loop" not in s])
 def test_the_step_is_traced_a_fixed_number_of_times(scan):
     traces = []
-
-    def step(params, state, x, *, key=None):
-        traces.append(x.shape)
-        return state + x, state
-
-    cell = rnn.Cell(lambda key, x: (), lambda p, batch: jnp.zeros((*batch, D)), step)
+    cell = counting(traces)
 
     def count(steps):
         traces.clear()
-        jax.clear_caches()
         jax.make_jaxpr(jax.grad(lambda xs: scalar(*rnn.unroll(cell, (), xs, scan=SCANS[scan]))))(
             jnp.zeros((steps, 2, D))
         )
         return len(traces)
 
     assert count(16) == count(160) == count(1600) <= 8
+
+
+@pytest.mark.parametrize(
+    ("given", "before"),
+    [
+        ({}, 2),  # of one example, which does not fit, and of the batch
+        ({"lengths": jnp.array([1, 2])}, 1),
+        ({"state": jnp.zeros((2, D))}, 1),
+        ({"state": jnp.zeros((2, D)), "lengths": jnp.array([1, 2])}, 1),
+    ],
+)
+@pytest.mark.parametrize("outputs", ["all", "sum", "none"])
+def test_the_step_is_looked_at_once_or_twice_before_the_loop(given, before, outputs):
+    """And then traced by the scan: once, as it is."""
+    traces = []
+
+    def scan(f, init, xs, length=None, reverse=False):
+        assert len(traces) == before
+        return lax.scan(f, init, xs, length=length, reverse=reverse)
+
+    chex.clear_trace_counter()
+    cell = counting(traces)._replace(step=chex.assert_max_traces(counting(traces).step, n=before + 1))
+    jax.make_jaxpr(lambda xs: rnn.unroll(cell, (), xs, scan=scan, outputs=outputs, **given))(jnp.zeros((5, 2, D)))
+    assert len(traces) == before + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": jnp.array([1, 3])}, {"outputs": "sum", "reverse": True}])
+def test_a_given_state_is_all_that_is_needed(options):
+    """A cell that has no state of its own to begin with is not asked for one."""
+
+    def no_state(params, batch):
+        raise NotImplementedError
+
+    cell, params = small_lstm()
+    state, xs = cell.initial_state(params, (2,)), sequence(1, (3, 2), jnp.float32)
+    got = rnn.unroll(cell._replace(initial_state=no_state), params, xs, state, **options)
+    assert_close(got, rnn.unroll(cell, params, xs, **options), 1e-6)
+
+
+def counter():
+    """A state of which one leaf is shared by all sequences: the step's number."""
+
+    def step(params, state, x, *, key=None):
+        t, total = state
+        return (t + 1, total + x * t.astype(x.dtype)), jnp.broadcast_to(t.astype(x.dtype), x.shape)
+
+    return rnn.Cell(lambda key, x: (), lambda p, batch: (jnp.int32(0), jnp.zeros(batch)), step)
+
+
+@pytest.mark.parametrize("scan", FEW)
+def test_what_all_sequences_share_goes_on_as_long_as_any_does(scan):
+    state = (jnp.int32(0), jnp.zeros(3))
+    (t, totals), ys = rnn.unroll(counter(), (), jnp.ones((6, 3)), state, lengths=[2, 4, 0], scan=SCANS[scan])
+    assert int(t) == 4 and totals.tolist() == [0 + 1, 0 + 1 + 2 + 3, 0]
+    assert ys.T.tolist() == [[0, 1, 0, 0, 0, 0], [0, 1, 2, 3, 0, 0], [0] * 6]
+
+
+def test_what_cannot_be_shared():
+    """In reverse sequences begin at different steps; a reset is of one sequence; an output would tell of padding."""
+    xs, state = jnp.ones((6, 3)), (jnp.int32(0), jnp.zeros(3))
+    with pytest.raises(
+        ValueError, match=r"state\[0\] should start with .* \(3,\), got int32\[\]; in reverse sequences"
+    ):
+        rnn.unroll(counter(), (), xs, state, lengths=[2, 4, 0], reverse=True)
+    with pytest.raises(ValueError, match=r"resettable: state\[0\] should start with the batch dimensions \(3,\)"):
+        rnn.unroll(counter(), (), xs, state, resets=jnp.zeros((6, 3), bool))
+    telling = rnn.Cell(lambda key, x: (), lambda p, batch: jnp.zeros(batch), lambda p, s, x, key=None: (s, jnp.sum(x)))
+    with pytest.raises(ValueError, match=r"masked: y should start with the batch dimensions \(3,\)"):
+        rnn.unroll(telling, (), xs, lengths=[2, 4, 0])
 
 
 def test_pytrees_go_in_and_out():
@@ -298,7 +435,10 @@ def promoting_cell():
             bad(cell=rnn.lstm(H), params=rnn.gru(H).init(jax.random.key(0), jnp.zeros(D))),
             r"lstm: params\['U'\] should be \[D, 16\]",
         ),
-        (bad(cell=no_y(), params=(), lengths=jnp.array([1, 2])), r"check that the step returns \(state, y\)"),
+        (
+            bad(cell=no_y(), params=(), lengths=jnp.array([1, 2])),
+            r"the step must return \(state, y\), got float32\[2,3\]",
+        ),
         (bad(lengths=jnp.array([1, 6])), r"lengths must lie in 0\.\.5 .*from 1 to 6"),
         (bad(lengths=jnp.array([-1, 2])), r"lengths must lie in 0\.\.5 .*from -1 to 2"),
         (bad(lengths=jnp.array([1.0, 2.0])), r"lengths must be integers, got float32\[2\]"),
@@ -310,6 +450,10 @@ def promoting_cell():
         (
             bad(state=rnn.LSTMState(jnp.zeros((2, H)), jnp.zeros((2, 9))), lengths=jnp.array([1, 2])),
             r"unroll: state\.c should be float32\[2,4\], got float32\[2,9\]; start from cell.initial_state",
+        ),
+        (
+            bad(state=rnn.LSTMState(jnp.zeros((2, H)), jnp.zeros((2, H))), lengths=jnp.array([1, 2, 3])),
+            r"lengths should be \[\*B\] with the batch dimensions of xs and state, got \(3,\)",
         ),
         (
             bad(cell=promoting_cell(), params=()),

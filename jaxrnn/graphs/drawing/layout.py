@@ -230,8 +230,12 @@ def _entries(cells: range, wishes: Mapping[Net, int], below: Mapping[int, Net]) 
     return found if len(found) == len(wishes) else None
 
 
-def _wired(rows: _Rows, nets: Mapping[Net, list[str]], pins: _Pins) -> Frame:
-    tracks: dict[tuple[int, Net, str], int] = {}  # channel, value, and "now", "in" or "out" (its first track)
+_Tracks = dict[tuple[int, Net, str], int]  # channel, value, and "now", "in" or "out" (its first track) -> height
+
+
+def _stacked(rows: _Rows, nets: Mapping[Net, list[str]], pins: _Pins) -> tuple[_Tracks, list[int]]:
+    """The heights of all tracks in the channels under the rows, and those of the rows' bottoms; the last is the top."""
+    tracks: _Tracks = {}
     bottoms, y = [0], 0
     for channel in range(1, len(rows.items) + 1):
         y += BOX + 1
@@ -248,6 +252,11 @@ def _wired(rows: _Rows, nets: Mapping[Net, list[str]], pins: _Pins) -> Frame:
             tracks[channel, net, "in"], y = y, y + 1
         y = max(y + 1, first + 2) if channel < len(rows.items) else max(y, first)
         bottoms.append(y)
+    return tracks, bottoms
+
+
+def _wired(rows: _Rows, nets: Mapping[Net, list[str]], pins: _Pins) -> Frame:
+    tracks, bottoms = _stacked(rows, nets, pins)
     late = [net for net in nets if net.delay]
     width = (
         max(rows.center[r, item] + _width(item, rows.width) // 2 for r, row in enumerate(rows.items) for item in row)
@@ -283,7 +292,7 @@ def _wired(rows: _Rows, nets: Mapping[Net, list[str]], pins: _Pins) -> Frame:
         gutter={net: width + 1 + 2 * n for n, net in enumerate(late)},
         width=width,
         pitch=width + 2 * len(late) + 3,
-        height=y - 1,
+        height=bottoms[-1] - 1,
     )
 
 

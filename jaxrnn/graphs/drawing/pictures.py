@@ -29,6 +29,11 @@ def draw(net: Cell | Unrolled, steps: int | None = None) -> Drawing:
     no error comes back.
     Raises: TypeError for what was not made by `graph`; ValueError for steps below 1, or other than
     those of a net that is unrolled already.
+
+    >>> import jaxrnn as rnn
+    >>> net = rnn.graph({"h": (lambda x, h: x - h, ["x", rnn.prev("h")])}, output="h")
+    >>> draw(net, steps=2).text(width=80).splitlines()[0].strip()
+    'as stated       unrolled over 2 steps, depth 2'
     """
     if not isinstance(net, Unrolled):
         return Drawing(unrolled(net, 3 if steps is None else steps))

@@ -1,0 +1,69 @@
+"""Bits per character of a held-out text: a trained net, the same learning on as it reads, gzip and xz."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import track
+
+import jaxrnn as rnn
+from experiments.data import Text, side_by_side
+
+bits = rnn.losses.bits_per_character
+
+
+def compressed(text: Text) -> dict[str, float]:
+    """What compressors need, which learn a text's names as they read it and start from nothing."""
+    return {
+        "gzip -9": 8 * len(gzip.compress(text.content, 9)) / text.characters,
+        "xz -9": 8 * len(lzma.compress(text.content, preset=9)) / text.characters,
+    }
+
+
+def as_trained(cell: rnn.Cell, text: Text) -> Callable[[Any], dict[str, float]]:
+    """params -> bits per character over all of the text, the parameters as they are. The cell's output is its loss."""
+    xs, starts, lengths = side_by_side(text, 128, 1)
+
+    @jax.jit
+    def total_nats(params: Any) -> jax.Array:
+        _, nats = rnn.unroll(cell, params, xs, resets=starts, lengths=lengths)
+        return rnn.losses.reduced(nats, lengths=lengths, reduction="sum")
+
+    return lambda params: {"held_out_bits": bits(float(total_nats(params)), text.characters)}
+
+
+def learning_on(cell: rnn.Cell, params: Any, text: Text, scan: rnn.Scan, console: Console) -> float:
+    """Bits per character where the net goes on learning from the text as it reads, each window after predicting it.
+
+    Every byte is predicted before it is learned from, so this is a code length that a decoder could
+    follow, as it is for gzip and xz, which learn a text's words as they go and know none before.
+    Krause et al. 2018, "Dynamic evaluation of neural sequence models".
+    """
+    window = 64
+    (inputs, targets), starts, lengths = side_by_side(text, 8, window)
+    counted = np.arange(len(inputs))[:, None] < lengths
+
+    def loss(params: Any, batch: Any, key: Any, state: Any) -> Any:
+        del key
+        xs, starts, counted = batch
+        state, nats = rnn.unroll(cell, params, xs, state, resets=starts, scan=scan)
+        total = rnn.losses.reduced(nats, mask=counted, reduction="sum")
+        return rnn.losses.reduced(nats, mask=counted), state, {"nats": total}
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3, b2=0.99))
+    train_step = rnn.training.make_train_step(loss, optimizer)
+    first = cell.initial_state(params, (inputs.shape[1],))
+    state = rnn.training.create(params, optimizer, jax.random.key(0), first)
+    nats = 0.0
+    for start in track(range(0, len(inputs), window), "reading the held-out text", console=console, transient=True):
+        part = slice(start, start + window)
+        state, metrics = train_step(state, ((inputs[part], targets[part]), starts[part], counted[part]))
+        nats += float(metrics["nats"])
+    return bits(nats, text.characters)

@@ -1,0 +1,88 @@
+"""A step's equations written in another way, with the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxrnn.engine.evaluate import Override, again, is_plain_product, product
+from jaxrnn.engine.ir import Env, Flat, is_var, producers, reached, read, slice_back
+from jaxrnn.engine.rules import Equation, is_remat
+
+
+def opened_remat(flat: Flat, carries: int) -> Flat:
+    """Without `jax.checkpoint` around parts of the recurrence.
+
+    It would hide them, and the engine has its own way to keep little.
+    """
+    while True:
+        needed = slice_back(flat.equations, flat.outputs[:carries], [])
+        through_carry = reached(flat.equations, flat.inputs[:carries])
+        hiding = [e for e in needed if is_remat(e) and not through_carry.isdisjoint(e.outvars)]
+        if not hiding:
+            return flat
+        flat = again(flat, opened=hiding)
+
+
+def placed_nowhere(flat: Flat) -> Flat:
+    """The step as one device runs it, without a word of the mesh that it was traced on; to be read, not run there."""
+    overrides: dict[int, Override] = {}
+    for equation in flat.equations:
+        if equation.primitive.name in ("pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint"):
+            overrides[id(equation)] = _operands(equation)
+    with on_no_mesh():
+        return again(flat._replace(consts=[]), overrides=overrides, type_of=_without_place)
+
+
+def _operands(equation: Equation) -> Override:
+    return lambda env: [read(env, a) for a in equation.invars]
+
+
+def _without_place(v: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=getattr(v.aval, "weak_type", False))
+
+
+def on_no_mesh() -> AbstractContextManager[Any]:
+    """Inside, programs are traced as they are outside of every mesh."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def split_products(flat: Flat, carries: int) -> Flat:
+    """[x, h] W becomes x U + h V where x needs no carry and h does, so that x U can leave the loop.
+
+    Cells that multiply input and state side by side with one matrix (Haiku's, say) then gain as
+    others do.
+    """
+    made_by = producers(flat.equations)
+    through_carry = reached(flat.equations, flat.inputs[:carries])
+    overrides: dict[int, Override] = {}
+    for equation in flat.equations:
+        joined = made_by.get(equation.invars[0]) if is_plain_product(equation) else None
+        if joined is None or not _joins_features(joined):
+            continue
+        if len({is_var(a) and a in through_carry for a in joined.invars}) > 1:
+            overrides[id(equation)] = _apart(equation, joined.invars)
+    return again(flat, overrides=overrides) if overrides else flat
+
+
+def _joins_features(equation: Equation) -> bool:
+    last = len(equation.outvars[0].aval.shape) - 1
+    return equation.primitive.name == "concatenate" and equation.params["dimension"] == last
+
+
+def _apart(equation: Equation, parts: Sequence[Any]) -> Override:
+    """A product of things side by side as a sum of products."""
+
+    def apart(env: Env) -> list[Any]:
+        w, start, total = env[equation.invars[1]], 0, None
+        for atom in parts:
+            rows = atom.aval.shape[-1]
+            part = product(read(env, atom), lax.slice_in_dim(w, start, start + rows), equation, 0)
+            total, start = part if total is None else total + part, start + rows
+        return [total]
+
+    return apart

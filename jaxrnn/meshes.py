@@ -1,0 +1,64 @@
+"""Types on a mesh of devices: an array's sharding, and inside `jax.shard_map` the axes over which it varies.
+
+A loop's carry must come out in the type in which it went in. Zeros that a cell makes for its first state
+know nothing of the batch's devices, so they are given the type that the step returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxrnn.types import Tree
+
+
+def on_mesh(*trees: Tree) -> bool:
+    """Whether anything runs on a mesh: under `jax.set_mesh` or `jax.shard_map`, or because an array lies on one."""
+    return _here() or any(_lies_somewhere(jax.typeof(leaf)) for leaf in jax.tree.leaves(trees))
+
+
+def placed(tree: Tree, like: Tree) -> Tree:
+    """The arrays of a tree, sharded as those of another or their types, and varying over what they vary over."""
+    return jax.tree.map(_placed, tree, like)
+
+
+def settled(step: Callable[..., tuple[Tree, Any]], carry: Tree, x: Tree) -> Tree:
+    """The carry in the type in which step(carry, x) -> (carry, y) returns it, shapes and dtypes apart.
+
+    Type goes from leaf to leaf, one look at a time: h may get the batch's sharding from x, and c then from h.
+    """
+    for _ in jax.tree.leaves(carry):
+        after = placed(carry, jax.eval_shape(step, carry, x)[0])
+        if jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, carry):
+            break
+        carry = after
+    return carry
+
+
+def _here() -> bool:
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def _varying(leaf: Any) -> frozenset[str]:
+    """The axes of `jax.shard_map` over which an array or type varies."""
+    kind = leaf.manual_axis_type
+    return frozenset() if kind is None else kind.varying
+
+
+def _placed(leaf: Any, like: Any) -> Any:
+    now, wanted = (a if isinstance(a, jax.ShapeDtypeStruct) else jax.typeof(a) for a in (leaf, like))
+    more = _varying(wanted) - _varying(now)
+    if more:
+        leaf = lax.pcast(leaf, tuple(sorted(more)), to="varying")
+    # Outside of jit JAX takes an array without devices as it comes, and cannot move it without a mesh being set.
+    movable = _here() or isinstance(leaf, jax.core.Tracer)
+    if movable and _lies_somewhere(wanted) and wanted.sharding != now.sharding:
+        leaf = jax.reshard(leaf, wanted.sharding)
+    return leaf
+
+
+def _lies_somewhere(kind: Any) -> bool:
+    return kind.sharding is not None and not kind.sharding.mesh.empty

@@ -1,0 +1,139 @@
+"""The character model: a few steps, a completion, a budget, what it says to bad arguments, going on."""
+
+import functools
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import jaxrnn as rnn
+from experiments import char_lm, data
+from tests.experiments.program import complains, ended, is_picture, launched, started
+
+TINY = "--size 24 --embedding 8 --batch 16 --window 16 --steps 20 --evaluations 1 --save-every 5".split()
+
+
+@functools.cache
+def beginnings():
+    """The beginnings of both texts; the standard library's sources are ASCII but for a few, so no character is cut."""
+    sizes = zip(data.standard_library(), (100_000, 30_000), strict=True)
+    return [data.Text(text.content[:size], text.starts[:size]) for text, size in sizes]
+
+
+@pytest.fixture
+def short_text(monkeypatch):
+    """For what is not about all of the text; and one completion instead of five."""
+    monkeypatch.setattr(char_lm, "standard_library", beginnings)
+    monkeypatch.setattr(char_lm, "PROMPTS", char_lm.PROMPTS[:1])
+
+
+@pytest.mark.parametrize("text", ["short", pytest.param("whole", marks=pytest.mark.slow)])
+def test_char_lm_trains_reports_writes_and_completes(text, tmp_path, request):
+    if text == "short":
+        request.getfixturevalue("short_text")
+    folder = tmp_path / "tiny"
+    code, out, err = launched("char_lm", *TINY, "--run", folder)
+    assert code == 0, err
+    for expected in (
+        "gzip -9",
+        "xz -9",
+        "as trained",
+        "learning on as it reads",
+        "scratch memory",
+        "gradient as one product per segment",
+        "def __init__(self",
+    ):
+        assert expected in out
+    bits = json.loads((folder / "results.json").read_text())
+    assert 1.5 < bits["xz -9"] < bits["gzip -9"] < 2.5 and 2 < bits["gru 24, learning on as it reads"] < 8
+    assert rnn.training.read_metrics(folder)[-1]["held_out_bits"] == pytest.approx(bits["gru 24, as trained"])
+    assert is_picture(folder / "curve.png")
+    code, out, err = launched("char_lm", "--run", folder, "--complete", "def f(", "--length", 30)
+    assert code == 0, err
+    assert out.startswith("def f(")
+
+
+def when_a_checkpoint_is_there(folder, act):
+    deadline = time.time() + 200
+    while not any((folder / "checkpoints" / step).exists() for step in ("5", "15")) and time.time() < deadline:
+        time.sleep(0.02)
+    act()
+
+
+def has_a_checkpoint(folder):
+    with rnn.training.Run(folder, json.loads((folder / "run.json").read_text())) as opened:
+        return bool(opened.steps())
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_char_lm_interrupted_says_how_to_go_on(signum, code, tmp_path, short_text, monkeypatch):
+    monkeypatch.setattr(char_lm, "announce", lambda *_: None)  # what comes before training
+    folder = tmp_path / "run"
+    stop = lambda: os.kill(os.getpid(), signum)
+    threading.Thread(target=when_a_checkpoint_is_there, args=(folder, stop), daemon=True).start()
+    result = launched("char_lm", *TINY, "--steps", 100_000, "--run", folder)
+    assert result.code == code and "start it again to go on" in result.err, result
+    assert has_a_checkpoint(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_char_lm_interrupted_from_outside(signum, code, tmp_path):
+    folder = tmp_path / "run"
+    child = started("char_lm", *TINY, "--steps", 100_000, "--run", folder)
+    when_a_checkpoint_is_there(folder, lambda: child.send_signal(signum))
+    result = ended(child)
+    assert result.code == code and "start it again to go on" in result.err, result
+    assert has_a_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--scan", "lax.skan"], "scan 'lax.skan' is not understood; known are lax.scan"),
+        (["--scan", "checkpointed(0)"], "segment must be a whole number of at least 1, got 0"),
+        (["--scan", "truncated"], "is not understood"),
+        (["--scan", "__import__('os').system('true')"], "is not understood"),
+        (["--size", "0"], "size must be a whole number of at least 1, got 0"),
+        (["--window", "100000000"], "too few for"),
+        (["--dropout", "1.5"], "rate is the share that is dropped"),
+        (["--complete", "x", "--run", "no/such/run"], "is not a run folder"),
+        (["--run", "pyproject.toml/run"], "cannot be written"),
+        (["--run", "tests"], "is not a run folder"),
+    ],
+)
+def test_char_lm_says_what_is_wrong_in_one_sentence(arguments, complaint, short_text):
+    complains(launched("char_lm", *arguments), complaint)
+
+
+@pytest.mark.parametrize("arguments", [["--cell", "lstn"], ["--no-such-option", "1"], ["--steps", "many"]])
+def test_unknown_options_are_refused(arguments):
+    code, _, err = launched("char_lm", *arguments)
+    assert code == 2 and err.strip()
+
+
+@pytest.mark.slow
+def test_char_lm_within_a_budget_prints_its_plan_first(tmp_path, short_text):
+    arguments = [*TINY, "--window", 400, "--memory", "3MiB", "--steps", 2]
+    code, out, err = launched("char_lm", *arguments, "--run", tmp_path / "run")
+    assert code == 0, err
+    taken = float(out.split("scratch memory of one gradient: within(3MiB) ")[1].split()[0])
+    assert taken <= 3.05 and out.index("extra passes") < out.index("step 2/2")
+    complains(launched("char_lm", *arguments[:-3], "1KiB", "--steps", 2, "--run", tmp_path / "none"), "within: no plan")
+
+
+def test_the_corpus_is_held_out_by_module():
+    train, held = data.standard_library()
+    assert train.characters > 2_000_000 and 0.02 < held.characters / train.characters < 0.12
+    assert train.starts[0] and held.starts[0] and train.fingerprint != held.fingerprint
+    pieces = data.shuffled(train, 2048, seed=0)
+    assert len(pieces.content) == len(train.content)
+    assert np.bincount(np.frombuffer(pieces.content, np.uint8)).tolist() == (
+        np.bincount(np.frombuffer(train.content, np.uint8)).tolist()
+    )
+    assert np.diff(np.flatnonzero(pieces.starts)).max() <= 2048
+    assert data.shuffled(train, 2048, seed=0).fingerprint == pieces.fingerprint
