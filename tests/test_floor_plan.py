@@ -119,7 +119,6 @@ def functions(path):
     return (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
-@pytest.mark.xfail(strict=True)
 def test_functions_are_short_enough_to_read():
     long = {
         f"{path.relative_to(ROOT)}:{function.lineno} {function.name}": code_lines(function)
@@ -135,7 +134,7 @@ def test_lines_of_a_docstring_do_not_count():
     assert code_lines(function) == 2
 
 
-@pytest.mark.xfail(strict=True)
+@pytest.mark.xfail(strict=True, reason="engine.minimum_cut, engine.partition")
 def test_no_function_has_the_name_of_its_module():
     """`from jaxrnn.X import name` would mean the module or the function, by which of them was imported last."""
     for path, name in modules():
@@ -181,7 +180,6 @@ def words_of_tests():
     return words
 
 
-@pytest.mark.xfail(strict=True, reason="training.read_config")
 def test_every_public_name_is_used_in_a_test():
     used = words_of_tests()
     missing = [f"{room.__name__}.{name}" for room in rooms() for name in room.__all__ if name not in used]
