@@ -1,7 +1,11 @@
 """The layers of the library: a module imports only from those above it in this list."""
 
 import ast
+import importlib
+import types
 from pathlib import Path
+
+import pytest
 
 import jaxrnn
 
@@ -97,3 +101,86 @@ def test_public_names_are_documented():
 def test_files_are_short_enough_to_read():
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
         assert len(path.read_text().splitlines()) <= 350, path
+
+
+# --- short enough, and each thing its own name ---------------------------------------------------
+
+
+def code_lines(function):
+    """How many lines a function has beside its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def functions(path):
+    return (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def test_functions_are_short_enough_to_read():
+    long = {
+        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}": code_lines(function)
+        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py")]
+        for function in functions(path)
+        if code_lines(function) > 50
+    }
+    assert not long
+
+
+def test_lines_of_a_docstring_do_not_count():
+    (function,) = ast.parse('def f():\n    """One.\n\n    Two.\n    """\n    return 1\n').body
+    assert code_lines(function) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="engine.minimum_cut, engine.partition")
+def test_no_function_has_the_name_of_its_module():
+    """`from jaxrnn.X import name` would mean the module or the function, by which of them was imported last."""
+    for path, name in modules():
+        if path.name == "__init__.py":
+            siblings = {p.stem for p in path.parent.glob("*.py")} | {
+                p.name for p in path.parent.iterdir() if p.is_dir()
+            }
+            room = importlib.import_module(".".join(["jaxrnn", name]).rstrip("."))
+            for public in getattr(room, "__all__", ()):
+                both = public in siblings and not isinstance(getattr(room, public), types.ModuleType)
+                assert not both, f"{room.__name__}.{public} is a module and not only that"
+        else:
+            defined = {
+                n.name for n in ast.parse(path.read_text()).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+            }
+            assert path.stem not in defined, f"{path} defines {path.stem}"
+
+
+# --- what is public is tested --------------------------------------------------------------------
+
+
+def rooms():
+    """Every package of ours that says what of it is public."""
+    for path, name in modules():
+        if path.name == "__init__.py":
+            room = importlib.import_module(".".join(["jaxrnn", name]).rstrip("."))
+            if hasattr(room, "__all__"):
+                yield room
+
+
+def words_of_tests():
+    """Every name that test code uses; comments and strings do not count, and neither does this file."""
+    words = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path != Path(__file__):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute):
+                    words.add(node.attr)
+                elif isinstance(node, ast.Name):
+                    words.add(node.id)
+                elif isinstance(node, ast.alias):
+                    words.add(node.name.rpartition(".")[2])
+    return words
+
+
+def test_every_public_name_is_used_in_a_test():
+    used = words_of_tests()
+    missing = [f"{room.__name__}.{name}" for room in rooms() for name in room.__all__ if name not in used]
+    assert not missing

@@ -1,5 +1,6 @@
 """`jaxrnn.scan` on any step: a drop-in for `lax.scan`, and what it does to the compiled program."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -124,16 +125,17 @@ def test_nested_in_itself_and_in_lax_scan(x64):
         c, sums = outer(body, jnp.zeros(3), jnp.linspace(0.0, 1.0, 12).reshape(4, 3))
         return jnp.sum(jnp.sin(c)) + jnp.sum(sums)
 
-    want = jax.value_and_grad(lambda w: loss(lax.scan, lax.scan, w))(w)
-    for outer, inner in [(rnn.scan, rnn.scan), (rnn.scan, lax.scan), (lax.scan, rnn.scan)]:
-        assert_close(jax.value_and_grad(lambda w, o=outer, i=inner: loss(o, i, w))(w), want, 1e-10)
+    compute = lambda *scans: jax.jit(jax.value_and_grad(lambda w: loss(*scans, w)))(w)
+    want = compute(lax.scan, lax.scan)
+    for scans in [(rnn.scan, rnn.scan), (rnn.scan, lax.scan), (lax.scan, rnn.scan)]:
+        assert_close(compute(*scans), want, 1e-10)
 
 
 def test_every_order_of_differentiation(x64):
     w, xs = jax.random.normal(jax.random.key(0), (3, 3)), jax.random.normal(jax.random.key(1), (5, 3))
     loss = lambda scan, w: jnp.sum(jnp.sin(scan(dense(w), jnp.zeros(3), xs)[1]))
     v = jnp.cos(w)
-    for order in (
+    orders = (
         lambda f: jax.jvp(f, (w,), (v,)),
         lambda f: jax.linearize(f, w)[1](v),
         lambda f: jax.jvp(jax.grad(f), (w,), (v,))[1],
@@ -141,8 +143,9 @@ def test_every_order_of_differentiation(x64):
         lambda f: jax.grad(lambda w: jnp.vdot(jax.grad(f)(w), v))(w),
         lambda f: jax.jvp(lambda w: jax.jvp(f, (w,), (v,))[1], (w,), (v,)),
         lambda f: jax.grad(jax.checkpoint(f))(w),
-    ):
-        assert_close(order(lambda w: loss(rnn.scan, w)), order(lambda w: loss(lax.scan, w)), 1e-9)
+    )
+    compute = lambda scan: jax.jit(lambda: [order(lambda w: loss(scan, w)) for order in orders])()
+    assert_close(compute(rnn.scan), compute(lax.scan), 1e-9)
 
 
 def test_custom_rules_are_kept():
@@ -294,7 +297,7 @@ def gains(step, weights, carry):
     xs = jax.random.normal(jax.random.key(0), (64, B, D))
     loss = lambda w, scan: jnp.sum(jnp.sin(scan(lambda c, x: step(w, c, x), carry, xs)[1]))
     grads = {scan: jax.grad(lambda w, s=scan: loss(w, s)) for scan in (rnn.scan, lax.scan)}
-    assert_close(grads[rnn.scan](weights), grads[lax.scan](weights), 1e-4)
+    assert_close(jax.jit(grads[rnn.scan])(weights), jax.jit(grads[lax.scan])(weights), 1e-4)
     assert rnn.analysis.temp_bytes(grads[rnn.scan], weights) < rnn.analysis.temp_bytes(grads[lax.scan], weights)
 
     plan_found = traced(lambda c, x: step(weights, c, x), carry, xs[0]).parts()
@@ -452,12 +455,13 @@ def test_odd_steps(name, reverse, how, x64):
         end, ys = scan(lambda c, x: step(w, c, x), carry, xs, reverse=reverse)
         return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves((end, ys)))
 
-    def compute(scan):
-        args = wide((W4, carry, xs))
+    @functools.partial(jax.jit, static_argnums=0)
+    def compute(scan, *args):
         f = lambda *args: loss(scan, *args)
         return jax.value_and_grad(f, (0, 1, 2))(*args), jax.jvp(f, args, jax.tree.map(jnp.cos, args))
 
-    assert_close(compute(rnn.fissioned(**how)), compute(lax.scan), 1e-10)
+    args = wide((W4, carry, xs))
+    assert_close(compute(rnn.fissioned(**how), *args), compute(lax.scan, *args), 1e-10)
 
 
 def test_callbacks_and_references_keep_the_loop_as_it_is():
@@ -514,10 +518,15 @@ def test_a_custom_vjp_in_the_step_under_every_order_of_vmap_and_grad(x64):
         end, ys = scan(lambda h, x: (bent(h @ W + x), bent(h)), h, xs)
         return jnp.sum(end**2) + jnp.sum(ys)
 
-    for scan in (rnn.scan, rnn.fissioned(2), rnn.revolve(2, 2)):
-        single = lambda W, h, scan=scan: loss(scan, W, h)
-        expected = sum(jax.grad(lambda W, h: loss(lax.scan, W, h))(W, each) for each in h)
-        around = jax.grad(lambda W, single=single: jnp.sum(jax.vmap(single, (None, 0))(W, h)))(W)
+    one_by_one = jax.jit(jax.grad(lambda W, h: loss(lax.scan, W, h)))
+    expected = sum(one_by_one(W, each) for each in h)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(scan, W):
+        single = lambda W, h: loss(scan, W, h)
+        around = jax.grad(lambda W: jnp.sum(jax.vmap(single, (None, 0))(W, h)))(W)
         inside = jnp.sum(jax.vmap(jax.grad(single), (None, 0))(W, h), axis=0)
-        assert_close(around, expected, 1e-10)
-        assert_close(inside, expected, 1e-10)
+        return around, inside
+
+    for scan in (rnn.scan, rnn.fissioned(2), rnn.revolve(2, 2)):
+        assert_close(both(scan, W), (expected, expected), 1e-10)

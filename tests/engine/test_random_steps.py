@@ -1,113 +1,208 @@
-"""Steps made at random: whatever the step does, `fissioned` means what `lax.scan` means."""
+"""Steps made at random: whatever the step does, `fissioned` means what `lax.scan` means.
+
+Each kind of operation is also tried alone. `pytest --hypothesis-profile=long` tries new programs for about 20
+minutes; with `--hypothesis-show-statistics` it says how many.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
 import jaxrnn as rnn
+from tests.engine import operations
+from tests.engine.operations import OPERATIONS, N
 from tests.reference import assert_close
 
-N, T = 3, 4
+T = 4
+HOW = {
+    "whole": rnn.fissioned(),
+    "whole, separate": rnn.fissioned(separate=True),
+    "segments of 3": rnn.fissioned(3),
+    "segments of 2, separate": rnn.fissioned(2, separate=True),
+}
 
 
-def _nested(w, u, v):
-    """A loop within the step, with a weight and a value of the step closed over."""
-    body = lambda c, _: (jnp.tanh(c @ w + v), c[0])
-    c, firsts = lax.scan(body, u, None, length=2)
-    return c + jnp.sum(firsts)
+class Program(NamedTuple):
+    """Operations one after the other on the values so far (x, a, b, ...), and what becomes of the values."""
+
+    operations: tuple  # (name, place of the left value, of the right one), places modulo how many there are
+    roots: tuple  # places of the next a, the next b, and of two outputs
+    reverse: bool = False
+
+    @property
+    def parts(self):
+        return [OPERATIONS[name] for name, _, _ in self.operations]
+
+    @property
+    def reads(self):
+        return {what for part in self.parts for what in part.reads}
+
+    def step(self, w):
+        """Carry: two vectors, a counter, and what the operations read; x: a vector and what they read."""
+
+        def step(carry, xs):
+            values = [xs["x"], carry["a"], carry["b"]]
+            here = operations.Here(w, carry["n"], carry | xs)
+            for part, (_, left, right) in zip(self.parts, self.operations, strict=True):
+                made = part.run(here, values[left % len(values)], values[right % len(values)])
+                values.append(operations.bounded(made, smooth=w.dtype != jnp.float64))
+            a, b, y, total = (values[place % len(values)] for place in self.roots)
+            more = {what: operations.CARRIES[what].next(here, a) for what in carry if what in operations.CARRIES}
+            return {"a": a, "b": b, "n": carry["n"] + 1} | more, (y, jnp.sum(total), carry["n"])
+
+        return step
 
 
-def _while(u, v):
-    return lax.fori_loop(0, 2, lambda i, a: jnp.sin(a) + v * jnp.float64(i), u)
+def inputs(program, dtype):
+    """Weights [4, N, N], the first carry, inputs [T, N], and keys [T] of the kinds that the program draws from."""
+    k_weights, k_inputs, k_carry = jax.random.split(jax.random.key(3), 3)
+    w = jax.random.normal(k_weights, (4, N, N), dtype)
+    a, b = jax.random.normal(k_carry, (2, N), dtype)
+    more = {what: carry.first(dtype) for what, carry in operations.CARRIES.items() if what in program.reads}
+    keys = {
+        impl: jax.random.split(jax.random.key(5, impl=impl), T) for impl in operations.KEYS if impl in program.reads
+    }
+    return w, {"a": a, "b": b, "n": jnp.int32(0)} | more, jax.random.normal(k_inputs, (T, N), dtype), keys
 
 
-# Each takes (weights, two vectors, an integer) and gives a vector.
-OPERATIONS = [
-    lambda w, u, v, n: u @ w[0],
-    lambda w, u, v, n: w[1] @ u,
-    lambda w, u, v, n: u @ w[2] + v,
-    lambda w, u, v, n: v - u @ (w[0] * w[1]),
-    lambda w, u, v, n: u + v,
-    lambda w, u, v, n: u * v,
-    lambda w, u, v, n: u * w[3, 0],
-    lambda w, u, v, n: u + w[3, 1],
-    lambda w, u, v, n: jnp.tanh(u),
-    lambda w, u, v, n: jax.nn.relu(u) + jax.nn.softplus(v),
-    lambda w, u, v, n: jnp.where(u > v, u, 0.5 * v),
-    lambda w, u, v, n: jnp.concatenate([u[:1], v[1:]]),
-    lambda w, u, v, n: jax.nn.softmax(u) * jnp.sum(v),
-    lambda w, u, v, n: jnp.outer(u, v) @ u,
-    lambda w, u, v, n: jnp.stack([u, v])[:, ::-1].sum(0),
-    lambda w, u, v, n: w[n % 4, 0] + u,
-    lambda w, u, v, n: jnp.where(n > 1, u, v),
-    lambda w, u, v, n: lax.cond(jnp.sum(u) > 0, lambda a: a @ w[1], jnp.sin, v),
-    lambda w, u, v, n: lax.stop_gradient(u) * v,
-    lambda w, u, v, n: jax.checkpoint(lambda a: jnp.sin(a @ w[2]))(u),
-    lambda w, u, v, n: jax.jit(lambda a, b: jnp.cos(a) - b)(u, v),
-    lambda w, u, v, n: _nested(w[0], u, v),
-    lambda w, u, v, n: _while(u, v),
-]
+def loss_of(program, scan, keys, integers):
+    """(weights, what of the carry can be varied, inputs) -> a number, and the end."""
 
-program = st.lists(
-    st.tuples(st.integers(0, len(OPERATIONS) - 1), st.integers(0, 30), st.integers(0, 30)), min_size=2, max_size=9
-)
-roots = st.tuples(*[st.integers(0, 30)] * 4)
+    def run(w, floats, x):
+        end, (ys, sums, counts) = scan(program.step(w), integers | floats, {"x": x} | keys, reverse=program.reverse)
+        moved = sum(jnp.sum(jnp.sin(jnp.real(end[name] * jnp.conj(end[name])))) for name in floats)
+        end = {name: _numbers(leaf) for name, leaf in end.items()}
+        return moved + jnp.sum(end["b"]) + jnp.sum(jnp.cos(ys)) + jnp.sum(sums), (end, ys, sums, counts)
+
+    return run
 
 
-def step_of(operations, picks, w):
-    """Carry: two vectors and a counter; x: a vector. Carry and outputs are any values of the program."""
-
-    def step(carry, x):
-        a, b, n = carry
-        values = [x, a, b]
-        for which, left, right in operations:
-            u, v = values[left % len(values)], values[right % len(values)]
-            values.append(jnp.clip(OPERATIONS[which](w, u, v, n), -3, 3))
-        chosen = [values[p % len(values)] for p in picks]
-        return (chosen[0], chosen[1], n + 1), (chosen[2], jnp.sum(chosen[3]), n)
-
-    return step
+def _numbers(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-def everything(scan, operations, picks, reverse):
+def varied(program, dtype):
+    w, carry, x, keys = inputs(program, dtype)
+    floats = {name: leaf for name, leaf in carry.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    return (w, floats, x), keys, {name: leaf for name, leaf in carry.items() if name not in floats}
+
+
+def everything(scan, program, under_vmap):
     """Values, all gradients, a directional derivative, a Hessian-vector product, gradients under vmap."""
+    arguments, keys, integers = varied(program, jnp.float64)
+    run = loss_of(program, scan, keys, integers)
+    loss = lambda *args: run(*args)[0]
+    gradient = jax.grad(loss, (0, 1, 2))
 
-    def run(w, s, xs):
-        carry, ys = scan(step_of(operations, picks, w), (*s, jnp.int32(0)), xs, reverse=reverse)
-        return jnp.sum(jnp.sin(carry[0]) + carry[1]) + jnp.sum(jnp.cos(ys[0])) + jnp.sum(ys[1]), (carry, ys)
+    def compute(w, s, x):
+        found = {"values": run(w, s, x)[1]}
+        if all(part.forward for part in program.parts):
+            direction = jax.tree.map(jnp.cos, (w, s, x))
+            found["gradient, Hessian-vector product"] = jax.jvp(gradient, (w, s, x), direction)
+            found["jvp"] = jax.jvp(loss, (w, s, x), direction)[1]
+        else:
+            found["gradient"] = gradient(w, s, x)
+        if under_vmap:
+            many = jnp.stack([x, -x], 1)
+            found["grad of vmap"] = jax.grad(lambda w: jnp.sum(jax.vmap(loss, (None, None, 1))(w, s, many)))(w)
+            found["vmap of grad"] = jax.vmap(gradient, (None, None, 1))(w, s, many)
+        return found
 
-    def compute(w, s, xs):
-        loss = lambda *args: run(*args)[0]
-        gradient = jax.grad(loss, (0, 1, 2))
-        direction = jax.tree.map(jnp.cos, (w, s, xs))
-        many = jnp.stack([xs, -xs], 1)
-        return (
-            run(w, s, xs)[1],
-            gradient(w, s, xs),
-            jax.jvp(loss, (w, s, xs), direction)[1],
-            jax.jvp(gradient, (w, s, xs), direction)[1],
-            jax.grad(lambda w: jnp.sum(jax.vmap(loss, (None, None, 1))(w, s, many)))(w),
-            jax.vmap(gradient, (None, None, 1))(w, s, many),
-        )
-
-    keys = jax.random.split(jax.random.key(3), 4)
-    w, xs = jax.random.normal(keys[0], (4, N, N)), jax.random.normal(keys[1], (T, N))
-    return jax.jit(compute)(w, tuple(jax.random.normal(keys[2], (2, N))), xs)
+    return jax.jit(compute)(*arguments)
 
 
-# Every example compiles two large programs: no time to look for a smaller one that fails too.
-@settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-@given(program, roots, st.booleans(), st.sampled_from([(None, False), (None, True), (3, False), (2, True)]))
-def test_any_step_is_as_under_lax_scan(operations, picks, reverse, how):
+def compare(program, how, under_vmap=True):
     with jax.enable_x64(True):
-        segment, separate = how
-        got = everything(rnn.fissioned(segment, separate=separate), operations, picks, reverse)
-        assert_close(got, everything(lax.scan, operations, picks, reverse), 1e-10)
+        want = everything(lax.scan, program, under_vmap)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(want)), program
+        assert_close(everything(HOW[how], program, under_vmap), want, 1e-10, program)
+
+
+def alone(name, reverse=False):
+    """The operation on the carry and the input, on the input alone, and between products."""
+    return Program(((name, 1, 0), (name, 0, 0), ("row @ weight", 3, 0), (name, 5, 4)), (6, 4, 4, 3), reverse)
+
+
+# What is not yet as under lax.scan: rules of their own on weights, complex values that are batched, keys whose draws
+# vmap changes.
+NOT_YET = [
+    "custom_vjp of a weight, clipped",
+    "custom_vjp of a weight, normalised",
+    "complex weight",
+    "Fourier transform",
+    "complex phase",
+    "noise, rbg",
+    "noise, unsafe_rbg",
+    "dropout by the counter",
+]
+KINDS = [pytest.param(n, marks=[pytest.mark.xfail(strict=True)] if n in NOT_YET else []) for n in OPERATIONS]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(name, list(HOW)[n % len(HOW)], marks=[pytest.mark.xfail(strict=True)] if name in NOT_YET else [])
+        for n, name in enumerate(OPERATIONS)
+    ],
+)
+def test_each_operation_is_as_under_lax_scan(name, how):
+    compare(alone(name), how, under_vmap=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", KINDS)
+def test_each_operation_is_as_under_lax_scan_in_reverse_and_under_vmap(name, how):
+    compare(alone(name, reverse=True), how)
+
+
+def programs(names):
+    pick = st.integers(0, 30)
+    return st.builds(
+        Program,
+        st.lists(st.tuples(st.sampled_from(names), pick, pick), min_size=2, max_size=9).map(tuple),
+        st.tuples(pick, pick, pick, pick),
+        st.booleans(),
+    )
+
+
+# An example compiles two large programs: no time to look for a smaller one that fails too.
+compiling = settings(phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("how", HOW)
+@compiling
+@given(program=programs([name for name in OPERATIONS if name not in NOT_YET]))
+def test_any_step_is_as_under_lax_scan(how, program):
+    compare(program, how)
+
+
+def narrow(scan, program, dtype):
+    arguments, keys, integers = varied(program, dtype)
+    run = loss_of(program, scan, keys, integers)
+    return jax.jit(jax.value_and_grad(run, (0, 1, 2), has_aux=True))(*arguments)
+
+
+def compare_narrow(program, dtype):
+    """Sums over time may be rounded in another order, so values are near, and only their types are equal."""
+    got, want = (narrow(scan, program, dtype) for scan in (rnn.fissioned(2), lax.scan))
+    assert [a.dtype for a in jax.tree.leaves(got)] == [a.dtype for a in jax.tree.leaves(want)]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.1 * max(1.0, np.abs(b).max()), err_msg=str(program))
+
+
+NARROW = [name for name, operation in OPERATIONS.items() if operation.narrow and name not in NOT_YET]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@compiling
+@given(program=programs(NARROW))
+def test_any_step_of_16_bits_is_nearly_as_under_lax_scan(dtype, program):
+    compare_narrow(program, dtype)
