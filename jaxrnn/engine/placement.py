@@ -23,7 +23,7 @@ from jaxrnn.engine.ir import is_float, producers, size_bytes, variables
 from jaxrnn.engine.minimum_cut import Network
 from jaxrnn.engine.rules import Equation, is_light
 
-READ_ONCE = 32  # bytes through memory that it is worth to read a byte of a weight once per segment, not at every step
+READ_ONCE = 16  # bytes through memory that it is worth to read a byte of a weight once per segment, not at every step
 _ENDLESS = float(2**60)
 
 
