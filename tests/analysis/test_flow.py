@@ -25,6 +25,11 @@ def linear_net(dtype=jnp.float64):
     return cell, params
 
 
+def flow_of(loss, cell, params, xs, *state, **given):
+    """gradient_flow, compiled as a whole: one by one its many small operations take their time to compile."""
+    return jax.jit(lambda p: rnn.analysis.gradient_flow(loss, cell, p, xs, *state, **given))(params)
+
+
 def last_state(state, ys):
     del ys
     return 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state))
@@ -73,7 +78,7 @@ def test_the_spectrum_of_a_linear_net_is_that_of_the_powers_of_its_matrix(scan, 
     params["W"] = jax.random.normal(jax.random.key(3), (H, H), jnp.float64) / 2
     xs = sequence(1, (LAGS, B), jnp.float64)
     h, _ = reference.unroll(cell, params, xs, cell.initial_state(params, (B,)), batch=(B,))
-    flow = jax.jit(lambda p: rnn.analysis.gradient_flow(last_state, cell, p, xs, scan=SCANS[scan]))(params)
+    flow = flow_of(last_state, cell, params, xs, scan=SCANS[scan])
     back = np.asarray(h)  # dL / dh_last is h itself; one step back multiplies by W transposed
     for lag in range(LAGS):
         assert float(flow.by_lag[lag]) == pytest.approx(np.linalg.norm(back), rel=1e-10)
@@ -102,19 +107,19 @@ def test_float32_sees_an_error_of_1e_30():
     cell, params = linear_net(jnp.float32)
     params["W"] = 0.3 * params["W"]
     xs = sequence(1, (LONG, B), jnp.float32)
-    flow = jax.jit(lambda p: rnn.analysis.gradient_flow(last_state, cell, p, xs))(params)
+    flow = flow_of(last_state, cell, params, xs)
     assert 0 < float(flow.by_lag[57]) < 1e-29 and float(flow.rate) == pytest.approx(0.3, rel=1e-4)
 
 
 def test_each_leaf_and_step_has_its_norm_with_everything_at_once(x64):
     """Lengths, resets, keys, reverse: no error passes a reset, none arises in padding."""
     cell, params, xs, state = problem("lstm", "float64")
-    flow = rnn.analysis.gradient_flow(scalar, cell, params, xs, state, **options("everything"))
+    flow = flow_of(scalar, cell, params, xs, state, **options("everything"))
     total = jnp.sqrt(flow.state.h**2 + flow.state.c**2)
     assert_close(flow.norms, total, 1e-12)
-    cut = rnn.analysis.gradient_flow(last_state, cell, params, xs, resets=jnp.zeros((T, B), bool).at[3].set(True))
+    cut = flow_of(last_state, cell, params, xs, resets=jnp.zeros((T, B), bool).at[3].set(True))
     assert (np.asarray(cut.norms) > 0).tolist() == [False, False, False, True, True]
-    held = rnn.analysis.gradient_flow(last_state, cell, params, xs, lengths=[2, 2])
+    held = flow_of(last_state, cell, params, xs, lengths=[2, 2])
     assert held.norms[1:].tolist() == pytest.approx([float(held.norms[-1])] * 4)
 
 
@@ -149,7 +154,7 @@ def test_a_nan_on_the_way_forward_is_found_where_it_arises():
     with jax.numpy_rank_promotion("allow"):
         xs = sequence(1, (6, B), jnp.float32).at[3, 1, 0].set(0.0)
         params = net.init(jax.random.key(0), xs[0])
-        flow = rnn.analysis.gradient_flow(lambda s, ys: jnp.sum(ys["h"] + jnp.sum(ys["clean"])), net, params, xs)
+        flow = flow_of(lambda s, ys: jnp.sum(ys["h"] + jnp.sum(ys["clean"])), net, params, xs)
     bad = {name: int(t) for name, t in flow.bad_values.items() if t != -1}
     assert bad == {"value['ratio']": 3, "value['h']": 3, "state.inner['h']": 3}
     assert {"value['x']", "value['a']", "value['clean']"} < flow.bad_values.keys()
@@ -169,7 +174,7 @@ def test_a_gradient_that_breaks_on_the_way_back_is_found(reverse):
     cell = rnn.Cell(lambda key, x: {"w": jnp.ones(())}, lambda p, batch: zeros(batch), step)
     xs = jnp.ones(8).at[5 if reverse else 2].set(-1.0)  # the sum is 0 after the second and third step that run
     xs = xs.at[6 if reverse else 1].set(1.0).at[7 if reverse else 0].set(0.0)
-    flow = rnn.analysis.gradient_flow(lambda s, ys: s["roots"], cell, {"w": jnp.float32(1)}, xs, reverse=reverse)
+    flow = flow_of(lambda s, ys: s["roots"], cell, {"w": jnp.float32(1)}, xs, reverse=reverse)
     assert all(int(t) == -1 for t in flow.bad_values.values())
     place = {name: int(t) for name, t in flow.bad_gradients.items()}
     # Step 3 takes the root of the 0 that the third step left: the error by its sum is infinite.
@@ -189,8 +194,8 @@ def test_a_graph_that_is_looked_into_flows_as_it_does(x64):
     params = net.init(jax.random.key(0), xs[0])
     hidden = rnn.Cell(net.init, net.initial_state, lambda *a, **k: net.step(*a, **k), net.begin)
     given = {"lengths": jnp.array([3, 5]), "reverse": True}
-    opened = rnn.analysis.gradient_flow(scalar, net, params, xs, **given)
-    plain = rnn.analysis.gradient_flow(scalar, hidden, params, xs, **given)
+    opened = flow_of(scalar, net, params, xs, **given)
+    plain = flow_of(scalar, hidden, params, xs, **given)
     assert_close(opened[:5], plain[:5], 1e-12)
     assert {"y[0]", "y[1]"} < plain.bad_values.keys() and {"value['y']", "value['h']"} < opened.bad_values.keys()
 

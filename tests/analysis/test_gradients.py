@@ -42,11 +42,11 @@ def copies_by_hand(loss, cell, params, xs, state, *, lengths=None, resets=None, 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *grads)
 
 
-# Cells that treat weights in the same way as one of the others: for the long run.
-ALIKE = {"elman", "ind_rnn", "lstm", "gru", "mgu", "flax_gru", "residual", "dropout_step", "stack", "gru_before"}
+# One of each kind: options, a graph, masks drawn once, integers, layers, functions. The others take the same ways.
+KINDS = {"lstm_all", "graph", "dropout_sequence", "running_mean", "layer", "lift", "masked"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in CELLS])
+@pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in CELLS])
 def test_each_copy_has_the_gradient_of_a_copy_made_by_hand(name, x64):
     cell, params, xs, _ = problem(name, "float64")
     given = options("everything")

@@ -201,9 +201,9 @@ def test_weights_are_shared_and_copies_have_gradients_of_their_own(x64):
     weights = net.weights(params)
     assert list(weights) == list(net.vertices) and all(w is params[name] for (name, _), w in weights.items())
 
-    loss = lambda copies: scalar(*net.evaluate(params, xs, copies=copies))
+    loss = jax.jit(lambda copies: scalar(*net.evaluate(params, xs, copies=copies)))
     by_copy = jax.grad(loss)(weights)
-    shared = jax.grad(lambda p: scalar(*rnn.unroll(cell, p, xs)))(params)
+    shared = jax.jit(jax.grad(lambda p: scalar(*rnn.unroll(cell, p, xs))))(params)
     for name in ("h", "y"):
         summed = jax.tree.map(lambda *copies: sum(copies), *[by_copy[name, t] for t in range(T)])
         assert_close(summed, shared[name], 1e-10)
