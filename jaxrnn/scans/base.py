@@ -1,6 +1,7 @@
 """The frame that all strategies share: a loop to be run, checked and traced as `lax.scan` does it.
 
-A strategy writes only what is its own, `run(problem)`, on flat lists of leaves.
+A strategy writes only what is its own, `run(problem)`: it works on flat lists of leaves, and ends with
+`problem.result` of them.
 """
 
 from __future__ import annotations
@@ -91,20 +92,19 @@ class LoopProblem:
         """(carry leaves, x leaves) -> (carry leaves, y leaves): the traced equations."""
         return self.traced.at(self.traced.flat.consts)
 
-    def under(self, scan: Scan) -> Callable[..., tuple[Leaves, Leaves]]:
+    def under(self, scan: Scan) -> Callable[..., Any]:
         """A scan with the options that the caller gave for the loop itself, such as `unroll`."""
         return functools.partial(scan, **self.options) if self.options else scan
 
-    def as_given(self, scan: Scan) -> tuple[Leaves, Leaves]:
+    def as_given(self, scan: Scan) -> tuple[Tree, Tree]:
         """The whole loop, of the step as the user wrote it, under another scan."""
         init, xs = self.given
         length = None if jax.tree.leaves(xs) else self.steps  # which `lax.scan` does not take where it is a symbol
-        carry, ys = self.under(scan)(self.f, init, xs, length=length, reverse=self.reverse)
-        return jax.tree.leaves(carry), jax.tree.leaves(ys)
+        return self.under(scan)(self.f, init, xs, length=length, reverse=self.reverse)
 
-    def whole(self, scan: Scan) -> tuple[Leaves, Leaves]:
-        """The whole loop under another scan."""
-        return self.under(scan)(self.step, self.init, self.xs, length=self.steps, reverse=self.reverse)
+    def whole(self, scan: Scan) -> tuple[Tree, Tree]:
+        """The whole loop, of the equations, under another scan."""
+        return self.result(*self.under(scan)(self.step, self.init, self.xs, length=self.steps, reverse=self.reverse))
 
     def result(self, carry: Leaves, ys: Leaves) -> tuple[Tree, Tree]:
         """Leaves as the trees that the step has, of the types that `lax.scan` gives them."""
@@ -143,9 +143,8 @@ class Strategy:
     ) -> tuple[Tree, Tree]:
         options: dict[str, Any] = {} if unroll == 1 else {"unroll": unroll}
         options |= {"_split_transpose": True} if _split_transpose else {}
-        problem = LoopProblem(self.name, f, init, xs, length, reverse, options)
-        return problem.result(*self.run(problem))
+        return self.run(LoopProblem(self.name, f, init, xs, length, reverse, options))
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
-        """The last carry and all outputs, [T, ...], as leaves."""
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
+        """The last carry and all outputs, [T, ...]."""
         raise NotImplementedError

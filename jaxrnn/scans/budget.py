@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from jaxrnn import checks
-from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.memory import StepBytes
 from jaxrnn.scans.base import LoopProblem, Strategy
 from jaxrnn.scans.fission import fissioned
 from jaxrnn.scans.planner import Candidate, Pricing
-from jaxrnn.types import Scan
+from jaxrnn.types import Scan, Tree
 
 
 class Row(NamedTuple):
@@ -191,7 +190,7 @@ class within(Strategy):  # noqa: N801
         if self.report is not None and not callable(self.report):
             raise TypeError(f"within: report must be a function of Plans, got {self.report!r}")
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         limit = checks.byte_count("within", "bytes", self.bytes)
         if not problem.traced.is_differentiable:
             return problem.as_given(self.inner)

@@ -15,7 +15,7 @@ from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.memory import StepBytes, step_bytes
 from jaxrnn.engine.segments import in_segments
 from jaxrnn.scans.base import LoopProblem, Strategy
-from jaxrnn.types import Scan
+from jaxrnn.types import Scan, Tree
 
 
 @functools.cache
@@ -106,13 +106,13 @@ class checkpointed(Strategy):  # noqa: N801
         checks.positive_int("checkpointed", "levels", self.levels)
         checks.a_scan("checkpointed", "inner", self.inner)
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         steps, segment = problem.known_steps(), self.segment
         if segment is None and steps:
             cost = step_bytes(problem.step, problem.carry_types, problem.x_types, self.inner)
             segment = segment_keeping_least(steps, self.levels, cost)
         sizes = nested_sizes(steps, segment or 1, self.levels)
-        return self._nested(sizes, problem, problem.init, problem.xs, steps)
+        return problem.result(*self._nested(sizes, problem, problem.init, problem.xs, steps))
 
     def _nested(
         self, sizes: list[int], problem: LoopProblem, init: Leaves, xs: Leaves, steps: int

@@ -13,7 +13,7 @@ from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.program import Program, steps_at_once
 from jaxrnn.engine.segments import in_segments
 from jaxrnn.scans.base import LoopProblem, Strategy
-from jaxrnn.types import Scan
+from jaxrnn.types import Scan, Tree
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class fissioned(Strategy):  # noqa: N801  a strategy reads like the function tha
             raise ValueError(f"fissioned: separate must be True or False, got {self.separate!r}")
         checks.a_scan("fissioned", "inner", self.inner)
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         steps = problem.steps
         if getattr(jax.config, "jax_disable_jit", False) or not isinstance(steps, int):
             return problem.as_given(self.inner)
@@ -71,7 +71,7 @@ class fissioned(Strategy):  # noqa: N801  a strategy reads like the function tha
             return program(carry, xs, n, problem.reverse)
 
         segment = self.segment or steps_at_once(parts, steps)
-        return in_segments(run_segment, problem.init, problem.xs, steps, segment, problem.reverse)
+        return problem.result(*in_segments(run_segment, problem.init, problem.xs, steps, segment, problem.reverse))
 
 
 scan = fissioned()

@@ -8,8 +8,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.engine.loop import Leaves
 from jaxrnn.scans.base import LoopProblem, Strategy
+from jaxrnn.types import Tree
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class python_loop(Strategy):  # noqa: N801
 
     name: ClassVar[str] = "python_loop"
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         _, xs = problem.given
         carry_tree, ys = problem.traced.out_tree, []
         carry = carry_tree.unflatten(problem.init)
@@ -38,7 +38,7 @@ class python_loop(Strategy):  # noqa: N801
             carry, y = problem.f(carry, jax.tree.map(lambda a, t=t: a[t], xs))
             ys.append(jax.tree.leaves(y))
         if not ys:
-            return problem.init, [jnp.zeros((0, *a.shape), a.dtype) for a in problem.traced.ys]
+            return problem.result(problem.init, [jnp.zeros((0, *a.shape), a.dtype) for a in problem.traced.ys])
         if problem.reverse:
             ys.reverse()
-        return jax.tree.leaves(carry), [jnp.stack(each) for each in zip(*ys, strict=True)]
+        return problem.result(jax.tree.leaves(carry), [jnp.stack(each) for each in zip(*ys, strict=True)])

@@ -16,7 +16,7 @@ from jaxrnn.engine.segments import joined
 from jaxrnn.scans.base import LoopProblem, Strategy
 from jaxrnn.scans.fission import fissioned
 from jaxrnn.trees import nbytes
-from jaxrnn.types import Scan
+from jaxrnn.types import Scan, Tree
 
 
 def segment_like_slots(steps: int, slots: int, carry: int, kept: int) -> int:
@@ -67,7 +67,7 @@ class revolve(Strategy):  # noqa: N801
         object.__setattr__(self, "kept", checks.positive_int("revolve", "kept", self.kept, least=0))
         checks.a_scan("revolve", "inner", self.inner)
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         steps = problem.known_steps()
         segment = self.segment or self._own_segment(problem, steps)
         segments = max(steps - self.kept, 0) // segment
@@ -87,11 +87,11 @@ class revolve(Strategy):  # noqa: N801
         carry, ys = scheduled(job, consts, problem.init, problem.xs)
         ys = joined(ys)
         if not tail:
-            return carry, ys
+            return problem.result(carry, ys)
         last = [a[:tail] if reverse else a[head:] for a in problem.xs]
         carry, last_ys = problem.under(self.inner)(problem.step, carry, last, length=tail, reverse=reverse)
         in_time = (last_ys, ys) if reverse else (ys, last_ys)
-        return carry, [jnp.concatenate(both) for both in zip(*in_time, strict=True)]
+        return problem.result(carry, [jnp.concatenate(both) for both in zip(*in_time, strict=True)])
 
     def _segment_of(self, problem: LoopProblem, length: int) -> Segment:
         """One segment as a function of all that it reads: a primitive's parameter must hold no tracer."""

@@ -12,7 +12,7 @@ from jaxrnn import checks, trees
 from jaxrnn.engine.loop import Leaves
 from jaxrnn.engine.segments import in_segments
 from jaxrnn.scans.base import LoopProblem, Strategy
-from jaxrnn.types import Scan
+from jaxrnn.types import Scan, Tree
 
 
 def _cut(where: jnp.ndarray, carry: Leaves) -> Leaves:
@@ -49,7 +49,7 @@ class truncated(Strategy):  # noqa: N801
         checks.positive_int("truncated", "segment", self.segment)
         checks.a_scan("truncated", "inner", self.inner)
 
-    def run(self, problem: LoopProblem) -> tuple[Leaves, Leaves]:
+    def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         steps = problem.known_steps()
         if steps <= self.segment:
             return problem.whole(self.inner)
@@ -62,4 +62,4 @@ class truncated(Strategy):  # noqa: N801
 
         first = [jnp.zeros((), jnp.bool_), *problem.init]
         (_, *carry), ys = in_segments(run, first, problem.xs, steps, self.segment, reverse)
-        return carry, ys
+        return problem.result(carry, ys)
