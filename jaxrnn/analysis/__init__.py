@@ -2,10 +2,10 @@
 
 from jaxrnn.analysis.dynamics import lyapunov
 from jaxrnn.analysis.explanation import Explanation, explain
-from jaxrnn.analysis.flops import flops
 from jaxrnn.analysis.flow import Flow, decay_rate, gradient_flow
 from jaxrnn.analysis.gradients import copy_gradients, leaf_norms
 from jaxrnn.analysis.memory import kept_per_step, memory_free, plan, temp_bytes
+from jaxrnn.analysis.operations import flops
 from jaxrnn.analysis.timing import Timing, interleaved
 
 __all__ = [

@@ -23,7 +23,7 @@ from jax.extend.core import Var
 from jaxrnn.engine.evaluate import apply, trace
 from jaxrnn.engine.ir import Atom, Env, Flat, is_float, is_var, reached, read, reads, size_bytes, slice_back, variables
 from jaxrnn.engine.loop import Leaves, Loop
-from jaxrnn.engine.minimum_cut import minimum_cut
+from jaxrnn.engine.minimum_cut import vertex_cut
 from jaxrnn.engine.placement import leaving_before
 from jaxrnn.engine.rules import Equation, inner_jaxprs, is_cheap, is_light, rule
 from jaxrnn.engine.taps import Sum, grown_sums
@@ -224,7 +224,7 @@ def _least_to_keep(joint: _Joint, needed: list[Var], free: Sequence[bool]) -> se
             edges += [(a, v) for a in variables(equation.invars) if a in cost for v in outs]
         else:
             sources += outs
-    return minimum_cut(cost, edges, sources, [v for v in needed if v in values])
+    return vertex_cut(cost, edges, sources, [v for v in needed if v in values])
 
 
 def _after(joint: _Joint) -> dict[Var, Var]:

@@ -63,7 +63,7 @@ class Network:
         return None
 
 
-def minimum_cut(
+def vertex_cut(
     cost: Mapping[Node, int], edges: Iterable[tuple[Node, Node]], sources: Iterable[Node], sinks: Iterable[Node]
 ) -> set[Node]:
     """The cheapest set of nodes that meets every path from a source to a sink.

@@ -101,7 +101,7 @@ def totals(flat: Flat, carries: int) -> dict[int, Atom]:
     return found
 
 
-def partition(flat: Flat, carries: int, separate: bool) -> Parts:
+def partitioned(flat: Flat, carries: int, separate: bool) -> Parts:
     """Splits a step, traced as (carry leaves, x leaves) -> (carry leaves, y leaves)."""
     growth = totals(flat, carries)
     kept = [j for j in range(carries) if j not in growth]

@@ -11,7 +11,7 @@ from jaxrnn import trees
 from jaxrnn.engine.evaluate import run, trace
 from jaxrnn.engine.ir import Flat, read
 from jaxrnn.engine.loop import Leaves, Step
-from jaxrnn.engine.partition import Parts, partition
+from jaxrnn.engine.partition import Parts, partitioned
 from jaxrnn.engine.rewrites import opened_remat, placed_nowhere, split_products
 from jaxrnn.engine.rules import has_no_gradient, leaves_jax
 from jaxrnn.types import Tree
@@ -69,7 +69,7 @@ class TracedStep(NamedTuple):
         if self.leaves_jax:
             return None
         flat = opened_remat(self.flat, self.carries)
-        return partition(split_products(flat, self.carries), self.carries, separate)
+        return partitioned(split_products(flat, self.carries), self.carries, separate)
 
 
 class NotAPair(TypeError):

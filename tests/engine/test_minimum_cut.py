@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrnn.engine.minimum_cut import minimum_cut
+from jaxrnn.engine.minimum_cut import vertex_cut
 
 
 def separates(chosen, edges, sources, sinks):
@@ -34,7 +34,7 @@ nodes = st.integers(0, 6)
 )
 def test_it_is_a_cut_and_none_is_cheaper(costs, edges, sources, sinks):
     cost = dict(enumerate(costs))
-    found = minimum_cut(cost, edges, sources, sinks)
+    found = vertex_cut(cost, edges, sources, sinks)
     assert separates(found, edges, sources, sinks)
     cheapest = min(
         sum(cost[n] for n in chosen)
@@ -46,4 +46,4 @@ def test_it_is_a_cut_and_none_is_cheaper(costs, edges, sources, sinks):
 
 
 def test_of_equals_the_one_nearest_to_the_sinks():
-    assert minimum_cut({"a": 1, "b": 1, "c": 1}, [("a", "b"), ("b", "c")], ["a"], ["c"]) == {"c"}
+    assert vertex_cut({"a": 1, "b": 1, "c": 1}, [("a", "b"), ("b", "c")], ["a"], ["c"]) == {"c"}
