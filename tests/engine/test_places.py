@@ -67,7 +67,7 @@ def program(scan, name):
     return jax.value_and_grad(loss, (0, 1), has_aux=True)
 
 
-@pytest.mark.parametrize("name", ["recurrent", pytest.param("gated", marks=pytest.mark.xfail(strict=True)), "counting"])
+@pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("scan", SCANS)
 def test_a_batch_without_a_size_can_be_exported(scan, name):
     xs = jax.random.normal(jax.random.key(1), (T, 6, D))
@@ -120,7 +120,6 @@ def check_a_mesh(kind):
             print("equal:", kind, name, label, flush=True)
 
 
-@pytest.mark.xfail(strict=True)
 @pytest.mark.parametrize("kind", ["explicit", "automatic", "shard_map"])
 def test_a_batch_divided_among_four_devices(kind):
     """In a process of its own: how many devices there are is settled when JAX starts."""

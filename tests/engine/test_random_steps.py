@@ -129,35 +129,14 @@ def alone(name, reverse=False):
     return Program(((name, 1, 0), (name, 0, 0), ("row @ weight", 3, 0), (name, 5, 4)), (6, 4, 4, 3), reverse)
 
 
-# What is not yet as under lax.scan: rules of their own on weights, complex values that are batched, keys whose draws
-# vmap changes.
-NOT_YET = [
-    "custom_vjp of a weight, clipped",
-    "custom_vjp of a weight, normalised",
-    "complex weight",
-    "Fourier transform",
-    "complex phase",
-    "noise, rbg",
-    "noise, unsafe_rbg",
-    "dropout by the counter",
-]
-KINDS = [pytest.param(n, marks=[pytest.mark.xfail(strict=True)] if n in NOT_YET else []) for n in OPERATIONS]
-
-
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        pytest.param(name, list(HOW)[n % len(HOW)], marks=[pytest.mark.xfail(strict=True)] if name in NOT_YET else [])
-        for n, name in enumerate(OPERATIONS)
-    ],
-)
+@pytest.mark.parametrize(("name", "how"), [(name, list(HOW)[n % len(HOW)]) for n, name in enumerate(OPERATIONS)])
 def test_each_operation_is_as_under_lax_scan(name, how):
     compare(alone(name), how, under_vmap=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_is_as_under_lax_scan_in_reverse_and_under_vmap(name, how):
     compare(alone(name, reverse=True), how)
 
@@ -178,7 +157,7 @@ compiling = settings(phases=[Phase.generate], suppress_health_check=list(HealthC
 
 @pytest.mark.parametrize("how", HOW)
 @compiling
-@given(program=programs([name for name in OPERATIONS if name not in NOT_YET]))
+@given(program=programs(list(OPERATIONS)))
 def test_any_step_is_as_under_lax_scan(how, program):
     compare(program, how)
 
@@ -198,7 +177,7 @@ def compare_narrow(program, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=0.1 * max(1.0, np.abs(b).max()), err_msg=str(program))
 
 
-NARROW = [name for name, operation in OPERATIONS.items() if operation.narrow and name not in NOT_YET]
+NARROW = [name for name, operation in OPERATIONS.items() if operation.narrow]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
