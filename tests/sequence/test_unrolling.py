@@ -68,7 +68,7 @@ def one_by_one(batch, reverse):
                 ys = ys.at[(slice(0, n), *at)].set(y)
         return scalar(state, ys)
 
-    return jax.value_and_grad(run, argnums=(0, 1))(params, sequence(2, (7, *batch), jnp.float64))
+    return gradient_of(run)(params, sequence(2, (7, *batch), jnp.float64))
 
 
 @functools.cache
