@@ -38,3 +38,7 @@ def x64():
     """float64 for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+# Programs that tests start in processes of their own, with four devices: not to be imported in search of doctests.
+collect_ignore = ["sequence/on_four_devices.py", "scans/on_a_mesh.py"]
