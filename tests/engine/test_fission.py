@@ -215,8 +215,9 @@ def in_loops(cell, scan):
         if depth and e.primitive.name == "dot_general":
             products.append(tuple(sorted(e.outvars[0].aval.shape)))
         if e.primitive.name == "scan":
-            n, m = e.params["num_consts"], e.params["num_carry"]
-            carried += [tuple(sorted(v.aval.shape)) for v in e.invars[n : n + m]]
+            # What comes out in the shape that one step gives it is carried; outputs have time in front.
+            ends = zip(e.outvars, e.params["jaxpr"].jaxpr.outvars, strict=True)
+            carried += [tuple(sorted(v.aval.shape)) for v, inner in ends if v.aval.shape == inner.aval.shape]
     weights = {tuple(sorted(w.shape)) for w in jax.tree.leaves(params) if w.ndim == 2}
     weights |= {(D, 4 * H), (H, 4 * H)}  # Flax puts the gates' matrices side by side in the step
     return [s for s in products if s in weights], [s for s in carried if s in weights]

@@ -155,11 +155,11 @@ def test_it_works_inside_vmap_jit_and_fit(tmp_path):
 
 
 def test_nothing_is_compiled_twice(monkeypatch):
-    from jaxrnn.scans.planner import Problem
+    from jaxrnn.scans.planner import Pricing
 
     asked = []
-    compiled = Problem._compiled_bytes
-    monkeypatch.setattr(Problem, "_compiled_bytes", lambda self, s: asked.append(s) or compiled(self, s))
+    compiled = Pricing._compiled_bytes
+    monkeypatch.setattr(Pricing, "_compiled_bytes", lambda self, s: asked.append(s) or compiled(self, s))
     cell = rnn.gru(5)
     grad = gradient(cell, rnn.within("1MB"), False)
     for _ in range(3):
