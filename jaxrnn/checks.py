@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from typing import Any
 
 import jax
@@ -45,15 +46,15 @@ _UNITS = {unit + b: base**n for base, b in ((1024, "ib"), (1000, "b")) for n, un
 
 
 def byte_count(where: str, name: str, value: Any) -> int:
-    """A positive number of bytes: 67108864, "64MiB", "1.5 GB"."""
+    """A positive number of bytes: 67108864, 64e6, "64MiB", "1.5 GB"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, str):
         return positive_int(where, name, value)
-    text = value.strip().lower()
-    digits = text.rstrip("kmgtib ")
-    unit = text[len(digits) :].strip()
-    count = number(float(digits)) if digits.replace(".", "", 1).isdigit() else math.nan
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", value.lower(), re.ASCII)
+    count, unit = (float(parts[1]), parts[2]) if parts else (math.nan, "")
     scale = 1 if unit in ("", "b") else _UNITS.get(unit)
-    if scale is None or not count * scale >= 1:
+    if scale is None or not 1 <= count * scale < math.inf:
         raise ValueError(f"{where}: {name} must be a number of bytes such as 2**20 or '64MiB' or '2GB', got {value!r}")
     return int(count * scale)
 

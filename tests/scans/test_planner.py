@@ -210,13 +210,24 @@ def test_a_step_that_communicates_cannot_be_priced():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("64MiB", 2**26), ("1.5 GB", 1_500_000_000), ("10kb", 10_000), ("7", 7), ("2 KiB", 2048), (5, 5), ("3 b", 3)],
+    [
+        ("64MiB", 2**26),
+        ("1.5 GB", 1_500_000_000),
+        ("10kb", 10_000),
+        ("7", 7),
+        ("2 KiB", 2048),
+        (5, 5),
+        ("3 b", 3),
+        (1e6, 10**6),
+    ],
 )
 def test_numbers_of_bytes(text, count):
     assert checks.byte_count("f", "n", text) == count
 
 
-@pytest.mark.parametrize("bad", ["", "MiB", "64 MeB", "-3MB", "1e9", "0", 0, -1, 2.5, None, True, "nan", "1.2.3MB"])
+@pytest.mark.parametrize(
+    "bad", ["", "MiB", "64 MeB", "-3MB", "1e9", "0", 0, -1, 2.5, None, True, "nan", "1.2.3MB", "²", "9" * 400 + "GB"]
+)
 def test_what_is_no_number_of_bytes(bad):
     with pytest.raises(ValueError, match="within: bytes"):
         rnn.within(bad)
