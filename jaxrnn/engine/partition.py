@@ -212,7 +212,6 @@ class _Partition:
         given = there | self.alike
         behind = slice_back(self.equations, read, given)
         while stopped := [e for e in behind if _stops_gradient(e) and not set(e.outvars).isdisjoint(read)]:
-            made_here = [*made_here, *stopped]
             gone = {v for e in stopped for v in e.outvars}
             read = [v for v in read if v not in gone] + [v for e in stopped for v in variables(e.invars)]
             behind = slice_back(self.equations, read, given)

@@ -61,9 +61,12 @@ class LoopProblem:
 
     def _as_lax_scan_finds(self) -> Tree:
         """The type of the carry after `lax.scan`'s own checks, errors and promotions."""
-        init, xs = self.given
-        length = None if jax.tree.leaves(xs) else self.steps
-        return jax.eval_shape(lambda c, x: lax.scan(self.f, c, x, length=length), init, xs)[0]
+        return jax.eval_shape(lambda c, x: lax.scan(self.f, c, x, length=self._length), *self.given)[0]
+
+    @property
+    def _length(self) -> Any:
+        """T where xs does not tell; `lax.scan` is not given it twice, and does not take it as a symbol."""
+        return None if jax.tree.leaves(self.given[1]) else self.steps
 
     @property
     def traced(self) -> TracedStep:
@@ -72,8 +75,8 @@ class LoopProblem:
     @functools.cached_property
     def init(self) -> Leaves:
         """The leaves of the first carry, promoted as `lax.scan` promotes them."""
-        types = [v.aval for v in self.traced.flat.inputs[: self.traced.carries]]
-        return [trees.of_type(a, t) for a, t in zip(jax.tree.leaves(self.given[0]), types, strict=True)]
+        leaves = jax.tree.leaves(self.given[0])
+        return [trees.of_type(a, t) for a, t in zip(leaves, self.carry_types, strict=True)]
 
     @functools.cached_property
     def xs(self) -> Leaves:
@@ -98,9 +101,7 @@ class LoopProblem:
 
     def as_given(self, scan: Scan) -> tuple[Tree, Tree]:
         """The whole loop, of the step as the user wrote it, under another scan."""
-        init, xs = self.given
-        length = None if jax.tree.leaves(xs) else self.steps  # which `lax.scan` does not take where it is a symbol
-        return self.under(scan)(self.f, init, xs, length=length, reverse=self.reverse)
+        return self.under(scan)(self.f, *self.given, length=self._length, reverse=self.reverse)
 
     def whole(self, scan: Scan) -> tuple[Tree, Tree]:
         """The whole loop, of the equations, under another scan."""
