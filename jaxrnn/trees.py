@@ -71,14 +71,17 @@ def nbytes(tree: Tree) -> int:
 
 def leaf_bytes(leaf: Any) -> int:
     """Bytes of one array or type; a key counts as the numbers that it is made of, a symbolic size as 1."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     known = [n if isinstance(n, int) else 1 for n in jnp.shape(leaf)]
-    return math.prod(known) * int(getattr(dtype, "itemsize", 4))
+    return math.prod(known) * int(getattr(_dtype(leaf), "itemsize", 4))
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
 def is_float(leaf: Any) -> bool:
     """Whether it has a tangent of its own type: not an integer, a boolean or a key."""
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.inexact))
 
 
 def only(which: Iterable[bool], leaves: Iterable[Leaf]) -> list[Leaf]:

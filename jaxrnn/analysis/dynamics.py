@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks, inference, trees
-from jaxrnn.analysis.gradients import float_leaves, is_float, wide
+from jaxrnn.analysis.gradients import float_leaves, wide
 from jaxrnn.engine.segments import in_segments
+from jaxrnn.trees import is_float
 from jaxrnn.types import Cell, Params, State, Tree
 
 

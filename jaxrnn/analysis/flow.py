@@ -12,9 +12,10 @@ import numpy as np
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.analysis.gradients import Loss, float_leaves, is_float, leaf_norms, observed, wide
+from jaxrnn.analysis.gradients import Loss, float_leaves, leaf_norms, observed, wide
 from jaxrnn.graphs.assembly import Graph
 from jaxrnn.sequence.unrolling import prepared
+from jaxrnn.trees import is_float
 from jaxrnn.types import Cell, Key, Params, Scan, State, Tree
 
 NEVER = -1

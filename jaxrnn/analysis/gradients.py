@@ -18,6 +18,7 @@ import numpy as np
 from jaxrnn import checks
 from jaxrnn.scans import checkpointed
 from jaxrnn.sequence.unrolling import Prepared, prepared
+from jaxrnn.trees import is_float
 from jaxrnn.types import Cell, Key, Params, Scan, State, Tree
 
 Loss = Callable[[State, Tree], jax.Array]  # (last state, ys) -> one number, as `unroll` returns them
@@ -83,10 +84,6 @@ def leaf_norms(tree: Tree) -> Tree:
         return scale * jnp.sqrt(jnp.sum(jnp.square(size / scale)))
 
     return jax.tree.map(norm, tree)
-
-
-def is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def float_leaves(tree: Tree) -> list[Any]:
