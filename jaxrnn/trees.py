@@ -59,6 +59,11 @@ def of_type(leaf: Any, wanted: Any) -> jax.Array:
     return lax.convert_element_type(array, wanted.dtype)
 
 
+def same_structure(a: Tree, b: Tree) -> bool:
+    """Whether two pytrees agree in all but their leaves."""
+    return bool(jax.tree.flatten(a)[1] == jax.tree.flatten(b)[1])
+
+
 def same_shapes(a: Tree, b: Tree) -> bool:
     """Whether two pytrees agree in structure and in every leaf's shape."""
     return bool(jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b))

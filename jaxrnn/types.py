@@ -1,4 +1,4 @@
-"""The contracts that everything else is written against: what a cell is, and what a scan is.
+"""The contracts that everything else is written against: what a cell, a sequence layer and a scan are.
 
 Letters, used in every shape comment: `T` time steps, `B` batch (any number of leading dimensions,
 also none), `D` input features, `H` hidden units, `K` steps per segment, `S` segments.
@@ -70,6 +70,30 @@ def _parts(function: Callable[..., Any]) -> Any:
     if isinstance(function, MethodType):
         return function.__func__, function.__self__
     return function
+
+
+def as_long(lengths: jax.Array) -> jax.Array:
+    """The `shortened` of a layer that gives one output per input."""
+    return lengths
+
+
+class SequenceLayer(NamedTuple):
+    """A layer that needs the whole sequence, as pure functions: one that reads it from both ends, or several steps
+    at once.
+
+        params    = init(key, x)                    x: ONE step's input, or its ShapeDtypeStruct, as a Cell's
+        state, ys = apply(params, xs, lengths=None, resets=None, key=None, scan=jaxrnn.scan)
+
+    Shapes: xs [T, *B, ...]; ys [T', *B, ...], where T' is T but for layers that say otherwise; lengths [*B] in 0..T;
+    resets [T, *B] booleans. ys is 0 from a sequence's end on, and what is in the padding, NaN included, reaches no
+    value and no gradient. `state` is what the layer's cells end in. `shortened(lengths)` are the lengths of ys.
+
+    `unroll` takes a layer where it takes a cell. A cell becomes one by `over_time`; `chain` makes one of many.
+    """
+
+    init: Callable[[Key, Tree], Params]
+    apply: Callable[..., tuple[State, Tree]]
+    shortened: Callable[[jax.Array], jax.Array] = as_long
 
 
 class Scan(Protocol):

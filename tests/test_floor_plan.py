@@ -16,7 +16,8 @@ engine.queries engine.step engine.taps engine.linearize engine.deferral engine.s
 engine.scheduled_loop engine.memory engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.fission scans.revolving scans.planner
 scans.budget scans
-sequence.unrolling sequence.generation sequence
+sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.packing sequence.collecting
+sequence.attention sequence.feedback sequence.generation sequence.beams sequence
 losses.stepwise losses
 training.optimizers training.streams training.step training.files training.locks training.records training.checkpoints
 training.runs training.stopping training.progress training.diagnosis training.fitting training

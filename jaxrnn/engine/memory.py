@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
-from jaxrnn.engine.ir import as_jaxpr
+from jaxrnn.engine.ir import as_jaxpr, slice_back, variables
 from jaxrnn.trees import all_steps, leaf_bytes, nbytes
 from jaxrnn.types import Scan, Tree
 
@@ -18,6 +18,7 @@ class StepBytes(NamedTuple):
     carry: int  # c: bytes of one carry
     kept: int  # r: bytes that the scan keeps per step for the backward pass
     x: int  # bytes of one step's input
+    again: int  # bytes of those leaves of the carry from which a step is computed once more
 
 
 def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree, scan: Scan = lax.scan) -> StepBytes:
@@ -28,17 +29,40 @@ def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tre
     an input x is in xs already; neither counts. Traces f once and computes nothing. Under another scan r
     is what `kept_under` finds.
     """
-    if scan is not lax.scan:
-        return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x))
     backward, n = _backward(f, carry, x)
     carry_leaves = jax.tree.leaves(carry)
+    again = _read_again(f, carry, x, backward, n)
+    if scan is not lax.scan:
+        return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x), again)
     varies = set(backward.invars[n:])
     inputs = set(backward.invars[n + len(carry_leaves) :])
     for equation in backward.eqns:
         if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
             varies.update(equation.outvars)
     kept = {v for v in backward.outvars if not isinstance(v, Literal) and v in varies and v not in inputs}
-    return StepBytes(nbytes(carry), sum(leaf_bytes(v.aval) for v in kept), nbytes(x))
+    return StepBytes(nbytes(carry), sum(leaf_bytes(v.aval) for v in kept), nbytes(x), again)
+
+
+def _read_again(f: Callable[..., Any], carry: Tree, x: Tree, backward: Jaxpr, consts: int) -> int:
+    """Bytes of the carry's leaves that what is kept depends on, in this step or through a later one.
+
+    A total, or a buffer that is only written to, is none of them: XLA does not keep it at a segment's end.
+    """
+    leaves = jax.tree.leaves(carry)
+    step = jax.make_jaxpr(f)(carry, x).jaxpr
+    again = [v in _sources(backward, backward.outvars) for v in backward.invars[consts : consts + len(leaves)]]
+    while True:
+        wanted = [after for after, is_read in zip(step.outvars, again, strict=False) if is_read]
+        sources = _sources(step, wanted)
+        found = [was or v in sources for was, v in zip(again, step.invars, strict=False)]
+        if found == again:
+            return sum(leaf_bytes(leaf) for leaf, is_read in zip(leaves, again, strict=True) if is_read)
+        again = found
+
+
+def _sources(jaxpr: Jaxpr, wanted: list[Any]) -> set[Var]:
+    """All variables that the wanted ones are or are computed from."""
+    return {v for e in slice_back(jaxpr.eqns, wanted, []) for v in variables(e.invars)} | set(variables(wanted))
 
 
 def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> int:

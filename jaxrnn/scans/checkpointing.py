@@ -62,12 +62,12 @@ def kept_bytes(steps: int, sizes: list[int], cost: StepBytes) -> int:
         return steps * cost.kept
     full, rest = divmod(steps, sizes[0])
     inputs = sizes[0] * cost.x + (steps * cost.x if rest else 0)
-    return (full + bool(rest)) * cost.carry + inputs + kept_bytes(sizes[0], sizes[1:], cost)
+    return (full + bool(rest)) * cost.again + inputs + kept_bytes(sizes[0], sizes[1:], cost)
 
 
 def segment_keeping_least(steps: int, levels: int, cost: StepBytes) -> int:
     """The segment that keeps the fewest bytes; for one level about sqrt(steps * c / r), preferably a divisor."""
-    smooth = steps ** (1 / (levels + 1)) * (cost.carry / max(cost.kept, 1)) ** (levels / (levels + 1))
+    smooth = steps ** (1 / (levels + 1)) * (cost.again / max(cost.kept, 1)) ** (levels / (levels + 1))
     low, high = max(1, int(smooth / 8)), min(max(steps, 1), int(smooth * 8) + 1)
     # Every length of a short range; of a long one the divisors, and a sample of the rest.
     candidates = {k for k in range(low, high + 1) if steps % k == 0}

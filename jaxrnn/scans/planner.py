@@ -66,7 +66,7 @@ class Pricing:
             kept = self._kept() if self.steps else 0
         self.repeatable = not self.traced.leaves_jax
         self.outputs = 2 * self.steps * nbytes(self.traced.ys)
-        self.cost = StepBytes(nbytes(self.carry), kept, nbytes(self.x))
+        self.cost = StepBytes(nbytes(self.carry), kept, nbytes(self.x), nbytes(self.carry))
 
     def _kept(self) -> int:
         """Bytes that the inner scan keeps per step."""

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks, inference, meshes, trees
+from jaxrnn import checks, trees
+from jaxrnn.sequence.feedback import checked, fed_back
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 Sampler = Callable[[Key | None, Tree], Tree]  # (key, y) -> the next step's x
@@ -89,28 +90,20 @@ def generate(
     Cost: `steps` steps, in one compiled loop. Raises: ValueError for a negative `steps`, a state that the
     cell cannot take, a sample whose type is not that of x, or a sampler's own complaint.
     """
-    steps = checks.positive_int("generate", "steps", steps, least=0)
-    checks.a_cell("generate", cell)
     if not callable(sample):
         raise TypeError(f"generate: sample must be a sampler such as greedy() or temperature(0.8), got {sample!r}")
-    state, x = jax.tree.map(jnp.asarray, (state, x))
+    state, x, steps, y = checked("generate", cell, params, state, x, steps)
     keys = None if key is None else jax.random.split(key, steps)
-    key_t = trees.first_step(keys)
-    look = inference.step_from_given("generate", cell, params, state, trees.struct(x), None)
-    checks.same_type("generate", "state", look.state, look.state_out, "start from a state of that type")
+    as_x = lambda key, y: jax.tree.map(_as_token, x, sample(key, y))
+    sampled = jax.eval_shape(as_x, trees.first_step(keys), y)
+    checks.same_type("generate", "sample(y)", trees.struct(x), sampled, "each sample is the next step's x")
 
-    def body(state_and_x: Tree, key: Key | None) -> tuple[Tree, Tree]:
-        state, x = state_and_x
-        state, y = cell.step(params, state, x)
-        x = jax.tree.map(_as_token, x, sample(key, y))
-        return (state, x), x
+    def choose(key: Key | None, memory: Tree, state: State, y: Tree) -> tuple[tuple[Tree, State, Tree], Tree]:
+        chosen = as_x(key, y)
+        return (memory, state, chosen), chosen
 
-    (_, x_out), _ = jax.eval_shape(body, (state, x), key_t)
-    checks.same_type("generate", "sample(y)", trees.struct(x), x_out, "each sample is the next step's x")
-    start = (state, x)
-    if meshes.on_mesh(params, start):
-        start = meshes.settled(body, start, key_t)
-    (state, _), xs = lax.scan(body, start, keys, length=steps)
+    step = lambda state, x: cell.step(params, state, x)
+    (_, state, _), xs = fed_back(step, choose, (), state, x, steps, keys, like=params)
     return state, xs
 
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxrnn import checks, inference, meshes, trees
 from jaxrnn.combinators.masking import masked, resettable
 from jaxrnn.scans import scan as fissioned_scan
-from jaxrnn.types import Cell, Key, Params, Scan, State, Tree
+from jaxrnn.types import Cell, Key, Params, Scan, SequenceLayer, State, Tree
 
 OUTPUTS = ("all", "sum", "none")
 
 
 def unroll(
-    cell: Cell,
+    cell: Cell | SequenceLayer,
     params: Params,
     xs: Tree,
     state: State | None = None,
@@ -55,6 +55,8 @@ def unroll(
     `key` is for cells that draw: one key for `cell.begin`, one per step, the same under every scan.
     Padding may hold anything, NaN included: it reaches no value and no gradient; nor does a NaN
     before a reset reach anything after it.
+    A SequenceLayer stands where a cell does, but for `state` and `reverse`; its outputs are added up after they
+    are all there.
 
     Cost: T steps. Memory for the backward pass is up to `scan`: T times what a step keeps under
     `jaxrnn.scan`, the default (or under `lax.scan`, more), less under `checkpointed`. lengths and
@@ -67,6 +69,10 @@ def unroll(
     """
     checks.a_scan("unroll", "scan", scan)
     checks.one_of("unroll", "outputs", outputs, OUTPUTS)
+    if isinstance(cell, SequenceLayer):
+        _check_no_direction(state, reverse)
+        last, ys = cell.apply(params, xs, lengths=lengths, resets=resets, key=key, scan=scan)
+        return last, _kept(ys, outputs)
     loop = prepared(cell, params, xs, state, lengths=lengths, resets=resets, key=key, reverse=reverse)
     if outputs == "sum":
         return _summed(loop, scan, reverse)
@@ -78,20 +84,32 @@ def unroll(
     return scan(body, loop.state, loop.xs, length=loop.steps, reverse=reverse)
 
 
+def _check_no_direction(state: State | None, reverse: bool) -> None:
+    for name, is_given in (("state", state is not None), ("reverse", reverse)):
+        if is_given:
+            raise ValueError(
+                f"unroll: {name} has no meaning for a SequenceLayer, which has the whole sequence before it; "
+                f"leave {name} out, or unroll a cell"
+            )
+
+
+def _kept(ys: Tree, outputs: str) -> Tree:
+    """Of outputs that are there for all steps, what was asked for."""
+    if outputs == "sum":
+        add = lambda path, y: jnp.sum(y, axis=0, dtype=_sum_dtype(path, y))
+        return jax.tree_util.tree_map_with_path(add, ys)
+    return ys if outputs == "all" else ()
+
+
 def _summed(loop: Prepared, scan: Scan, reverse: bool) -> tuple[State, Tree]:
     """The last state, and the sum of the outputs: a leaf of the carry that nothing reads but its own addition."""
-
-    def zero(path: Any, y: Any) -> jax.Array:
-        if not jnp.issubdtype(y.dtype, jnp.number) and y.dtype != jnp.bool_:
-            name = checks.leaf_name("y", path)
-            raise TypeError(f"unroll: {name} must be numbers to be added up, got {y.dtype}; leave it out of y")
-        return jnp.zeros(y.shape, _sum_dtype(y.dtype))
 
     def body(state_and_total: Tree, x: Tree) -> tuple[Tree, tuple[()]]:
         state, total = state_and_total
         state, y = loop.step(loop.begun, state, x)
         return (state, jax.tree.map(lambda a, b: a + jnp.asarray(b).astype(a.dtype), total, y)), ()
 
+    zero = lambda path, y: jnp.zeros(y.shape, _sum_dtype(path, y))
     start = (loop.state, jax.tree_util.tree_map_with_path(zero, loop.y))
     if loop.on_mesh:
         start = meshes.settled(body, start, trees.first_step(loop.xs))
@@ -99,11 +117,14 @@ def _summed(loop: Prepared, scan: Scan, reverse: bool) -> tuple[State, Tree]:
     return state, total
 
 
-def _sum_dtype(dtype: Any) -> Any:
-    """A type that holds a sum: at least float32 or int32."""
-    if jnp.dtype(dtype).itemsize >= 4:
-        return dtype
-    return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
+def _sum_dtype(path: Any, y: Any) -> Any:
+    """A type that holds a sum of this leaf: at least float32 or int32."""
+    if not jnp.issubdtype(y.dtype, jnp.number) and y.dtype != jnp.bool_:
+        name = checks.leaf_name("y", path)
+        raise TypeError(f"unroll: {name} must be numbers to be added up, got {y.dtype}; leave it out of y")
+    if jnp.dtype(y.dtype).itemsize >= 4:
+        return y.dtype
+    return jnp.float32 if jnp.issubdtype(y.dtype, jnp.floating) else jnp.int32
 
 
 class Prepared(NamedTuple):
