@@ -61,7 +61,7 @@ def of_type(leaf: Any, wanted: Any) -> jax.Array:
 
 def same_structure(a: Tree, b: Tree) -> bool:
     """Whether two pytrees agree in all but their leaves."""
-    return bool(jax.tree.flatten(a)[1] == jax.tree.flatten(b)[1])
+    return bool(jax.tree_util.tree_structure(a) == jax.tree_util.tree_structure(b))
 
 
 def same_shapes(a: Tree, b: Tree) -> bool:
