@@ -14,8 +14,8 @@ combinators.stacking combinators.noise combinators.masking combinators
 engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
 engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
 engine.scheduled_loop engine.memory engine
-scans.base scans.loops scans.checkpointing scans.truncation scans.fission scans.revolving scans.planner
-scans.budget scans
+scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
+scans.planner scans.budget scans
 sequence.unrolling sequence.generation sequence
 losses.stepwise losses
 training.optimizers training.streams training.step training.files training.locks training.records training.checkpoints

@@ -1,11 +1,14 @@
 """Every cell and every scan there is, by name: what the property tests run over."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 import jaxrnn as rnn
+from jaxrnn.scans import randomly_truncated
 
 D = 3  # input features
 H = 4  # hidden units
@@ -105,6 +108,7 @@ SCANS = {
     "checkpointed(fissioned)": rnn.checkpointed(2, inner=rnn.scan),
     "revolve(2, 1, kept=1)": rnn.revolve(2, 1, kept=1),
     "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
+    "randomly_truncated(never)": randomly_truncated(jax.random.key(0), mean_length=math.inf, inner=rnn.scan),
 }
 
 
