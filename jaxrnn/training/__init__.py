@@ -1,5 +1,6 @@
 """Training: the step, the loop that can be stopped and goes on, run folders, streams of windows."""
 
+from jaxrnn.training.averages import averaged, averaging
 from jaxrnn.training.diagnosis import NotFinite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.fitting import fit
@@ -18,6 +19,8 @@ __all__ = [
     "Streams",
     "TrainState",
     "adam",
+    "averaged",
+    "averaging",
     "create",
     "fit",
     "make_train_step",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrnn import checks
+from jaxrnn.training.averages import to_evaluate
 from jaxrnn.training.diagnosis import DIVERGING, NotFinite, why_not_finite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.progress import Show, reporter
@@ -64,7 +65,8 @@ def fit(
     that was stopped, by Ctrl-C or `kill -9`, and started again ends with bit-identical parameters
     to one that was not. `carry` is the first state of stateful streams; None for independent batches.
     `run`, a folder or a `Run`, receives metrics.jsonl and a checkpoint every `save_every` steps and
-    at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end.
+    at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end; it
+    is given their average where the optimizer is `averaging`.
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
     `combine`, `copies` and `value_and_grad`: see `make_train_step`.
     A `TrainState` in place of `params` (what `fit` returned, or that of an `Interrupted`) is gone on
@@ -181,7 +183,7 @@ class _Diary:
             record = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[0]}
             self.recent.clear()
         if self.evaluate and (last or step % self.plan.evaluate == 0):
-            figures = self.evaluate(state.params)
+            figures = self.evaluate(to_evaluate(state))
             if not isinstance(figures, Mapping):
                 raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
             record |= {name: float(value) for name, value in figures.items()}
