@@ -19,8 +19,8 @@ scans.planner scans.budget scans
 sequence.unrolling sequence.generation sequence
 losses.stepwise losses
 training.optimizers training.streams training.step training.averages training.files training.locks training.records
-training.checkpoints
-training.runs training.stopping training.progress training.diagnosis training.fitting training
+training.checkpoints training.runs training.batches training.best training.stopping training.progress
+training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
 graphs.drawing graphs
