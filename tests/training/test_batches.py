@@ -43,6 +43,7 @@ def whole():
 @pytest.mark.parametrize("at", [0, 4, 13, 29])
 def test_a_stopped_run_goes_on_with_the_next_batch(tmp_path, whole, at):
     iterator = Counting(stop_at=at)
+    assert isinstance(iterator, rnn.training.BatchIterator)
     with pytest.raises(Interrupted):
         fit(**tiny(batches=iterator), run=tmp_path / "run")
     assert iterator.n == at  # what was fetched ahead was given back
