@@ -15,6 +15,7 @@ from jaxrnn.scans.base import Strategy
 from jaxrnn.scans.random_truncation import reweighted
 from tests.reference import assert_close
 from tests.scans.test_segments import evaluations
+from tests.zoo import CELLS, sequence
 
 T = 11
 WEIGHTS = np.random.default_rng(0).standard_normal((3, 3))
@@ -141,6 +142,20 @@ def test_truncation_under_transformations(x64):
     one = jax.jit(jax.grad(alone, (0, 1, 2)))
     for b in range(2):
         assert_close(jax.tree.map(lambda a, b=b: a[b], together), one(*[a[b] for a in batch]), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["graph", "dropout_sequence", "scheduled_sampling"])
+def test_a_net_with_lengths_resets_and_a_key_has_the_same_values(name):
+    cell = CELLS[name](jnp.dtype("float32"))
+    xs = sequence(1, (7, 2), jnp.float32)
+    params = cell.init(jax.random.key(0), xs[0])
+    options = {
+        "lengths": jnp.array([4, 7]),
+        "key": jax.random.key(7),
+        "resets": jnp.zeros((7, 2), bool).at[3, 1].set(1),
+    }
+    run = lambda scan: jax.jit(lambda p: rnn.unroll(cell, p, xs, scan=scan, **options))(params)
+    assert_close(run(rnn.truncated(every=2, reach=3)), run(lax.scan), 2e-5)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
