@@ -85,8 +85,11 @@ def window_by_window(every, reach, reverse):
     return grads
 
 
-PAIRS = [(4, 4), (2, 4), (3, 7), (4, 5), (3, 9)]
-MORE = [pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, 3), (3, 10), (5, 10), (4, 11), (1, 1), (10, 10)]]
+PAIRS = [(2, 4), (3, 7), (4, 5)]
+MORE = [
+    pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in [(4, 4), (3, 9), (1, 3), (3, 10), (5, 10), (4, 11), (1, 1), (10, 10)]
+]
 INNER = [lax.scan, rnn.checkpointed(2), rnn.scan]
 
 
@@ -130,18 +133,18 @@ def test_each_error_is_sent_back_once_and_so_far(reverse):
 
 
 def test_truncation_under_transformations(x64):
-    scan = rnn.truncated(every=3, reach=5)
+    """Forward mode's slope is the gradient's; vmap of the gradient gives each example's own, in whatever company."""
+    scan = rnn.truncated(every=3, reach=7)
     given = (WEIGHTS, START, INPUTS)
     directions = jax.tree.map(lambda a: np.cos(a + 1), given)
     alone = lambda *args: loss(scan, False, *args)[0]
-    (_, _), grads = compiled(scan, False)
+    expected = compiled(scan, False)[1]
     _, slope = jax.jit(lambda given, along: jax.jvp(alone, given, along))(given, directions)
-    assert slope == pytest.approx(sum(np.vdot(g, d) for g, d in zip(grads, directions, strict=True)), rel=1e-12)
-    batch = [np.stack([a, np.sin(a)]) for a in given]
+    assert slope == pytest.approx(sum(np.vdot(g, d) for g, d in zip(expected, directions, strict=True)), rel=1e-12)
+    batch = [np.stack([np.sin(a), a]) for a in given]
     together = jax.jit(jax.vmap(jax.grad(alone, (0, 1, 2))))(*batch)
-    one = jax.jit(jax.grad(alone, (0, 1, 2)))
-    for b in range(2):
-        assert_close(jax.tree.map(lambda a, b=b: a[b], together), one(*[a[b] for a in batch]), 1e-12)
+    assert_close([a[1] for a in together], list(expected), 1e-12)
+    assert all(float(jnp.max(jnp.abs(a[0] - a[1]))) > 0.01 for a in together)
 
 
 @pytest.mark.parametrize("name", ["graph", "dropout_sequence", "scheduled_sampling"])
@@ -149,11 +152,8 @@ def test_a_net_with_lengths_resets_and_a_key_has_the_same_values(name):
     cell = CELLS[name](jnp.dtype("float32"))
     xs = sequence(1, (7, 2), jnp.float32)
     params = cell.init(jax.random.key(0), xs[0])
-    options = {
-        "lengths": jnp.array([4, 7]),
-        "key": jax.random.key(7),
-        "resets": jnp.zeros((7, 2), bool).at[3, 1].set(1),
-    }
+    resets = jnp.zeros((7, 2), bool).at[3, 1].set(True)
+    options = {"lengths": jnp.array([4, 7]), "key": jax.random.key(7), "resets": resets}
     run = lambda scan: jax.jit(lambda p: rnn.unroll(cell, p, xs, scan=scan, **options))(params)
     assert_close(run(rnn.truncated(every=2, reach=3)), run(lax.scan), 2e-5)
 
