@@ -25,7 +25,7 @@ class randomly_truncated(Strategy):  # noqa: N801
                           what comes back / (1 - c_t)       otherwise
 
     Each factor is 1 on average, whatever came before it, so the mean of the gradient over keys is BPTT's
-    gradient; the values are exact, and so is forward mode's slope on average. Segments are `mean_length`
+    gradient, and forward mode's slope has the right mean too; the values are exact. Segments are `mean_length`
     steps long on average. With `alpha=None` every step is as likely to begin one, c = 1 / mean_length,
     and what reaches back n steps is multiplied by (1 - c)^-n. With a number, c_t falls with the time d
     since the last cut (1 for the step after it), and lengths have a heavy tail, P(length > n) ~ n^(1 - alpha):
@@ -43,8 +43,7 @@ class randomly_truncated(Strategy):  # noqa: N801
     find out what the bias of `truncated` does to a training, all else being equal.
     Limits: not a value that compares (it holds a key). Raises: ValueError for a mean_length that is not
     above 1 or an alpha that is not above 2, TypeError for an inner that is no scan, and what `lax.scan`
-    raises. Tallec and Ollivier 2017, "Unbiasing truncated backpropagation through time" (their L0 is
-    `mean_length`).
+    raises. Tallec and Ollivier 2017, "Unbiasing truncated backpropagation through time".
     """
 
     key: Key
