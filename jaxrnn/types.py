@@ -106,7 +106,7 @@ class Scan(Protocol):
         return carry, stack(ys)
 
     Scans differ only in how the loop is run and in what is kept for the backward pass; the values
-    are the same, and so is the gradient (`truncated` alone cuts it, on purpose).
+    are the same, and so is the gradient (`truncated` and `randomly_truncated` alone cut it, on purpose).
     """
 
     def __call__(

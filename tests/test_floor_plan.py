@@ -10,17 +10,18 @@ import jaxrnn
 FLOORS = """
 types pickling checks trees meshes inference
 cells.base cells.simple cells.gated cells.layers cells
-combinators.stacking combinators.noise combinators.masking combinators
+combinators.stacking combinators.noise combinators.masking combinators.feedback combinators
 engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
 engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
 engine.scheduled_loop engine.memory engine
-scans.base scans.loops scans.checkpointing scans.truncation scans.fission scans.revolving scans.planner
-scans.budget scans
+scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
+scans.planner scans.budget scans
 sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.packing sequence.collecting
 sequence.attention sequence.feedback sequence.generation sequence.beams sequence
 losses.stepwise losses
-training.optimizers training.streams training.step training.files training.locks training.records training.checkpoints
-training.runs training.stopping training.progress training.diagnosis training.fitting training
+training.optimizers training.streams training.step training.averages training.files training.locks training.records
+training.checkpoints training.runs training.batches training.best training.stopping training.progress
+training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
 graphs.drawing graphs

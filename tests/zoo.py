@@ -1,11 +1,15 @@
 """Every cell and every scan there is, by name: what the property tests run over."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 import jaxrnn as rnn
+from jaxrnn.combinators import scheduled_sampling
+from jaxrnn.scans import randomly_truncated
 
 D = 3  # input features
 H = 4  # hidden units
@@ -29,6 +33,12 @@ def _resettable_all(cell):
         init=lambda key, x: cell.init(key, x),
         step=lambda p, s, x, key=None: inner.step(p, s, (x, x[..., 1] > 1), key=key),
     )
+
+
+def _itself(key, y):
+    """An output that is the next input as it is."""
+    del key
+    return y
 
 
 def running_mean():
@@ -89,6 +99,7 @@ CELLS = {
         rnn.layer(nn.Dense(2, dtype=t, param_dtype=t)),
     ),
     "zoneout": lambda t: rnn.zoneout(rnn.lstm(H, dtype=t), 0.3),
+    "scheduled_sampling": lambda t: scheduled_sampling(rnn.gru(D, dtype=t), 0.4, sample=_itself, like=jnp.zeros(D, t)),
     "running_mean": lambda t: running_mean(),
     "graph": fed_back,
 }
@@ -105,6 +116,7 @@ SCANS = {
     "checkpointed(fissioned)": rnn.checkpointed(2, inner=rnn.scan),
     "revolve(2, 1, kept=1)": rnn.revolve(2, 1, kept=1),
     "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
+    "randomly_truncated(never)": randomly_truncated(jax.random.key(0), mean_length=math.inf, inner=rnn.scan),
 }
 
 

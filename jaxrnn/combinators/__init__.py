@@ -1,7 +1,8 @@
 """Combinators: cells in, a cell out."""
 
+from jaxrnn.combinators.feedback import scheduled_sampling
 from jaxrnn.combinators.masking import masked, resettable
 from jaxrnn.combinators.noise import dropout, zoneout
 from jaxrnn.combinators.stacking import residual, stack, with_loss
 
-__all__ = ["dropout", "masked", "resettable", "residual", "stack", "with_loss", "zoneout"]
+__all__ = ["dropout", "masked", "resettable", "residual", "scheduled_sampling", "stack", "with_loss", "zoneout"]

@@ -4,6 +4,7 @@ from jaxrnn.scans.budget import Plans, within
 from jaxrnn.scans.checkpointing import checkpointed
 from jaxrnn.scans.fission import fissioned, scan
 from jaxrnn.scans.loops import python_loop
+from jaxrnn.scans.random_truncation import randomly_truncated
 from jaxrnn.scans.revolving import revolve
 from jaxrnn.scans.truncation import truncated
 
@@ -12,6 +13,7 @@ __all__ = [
     "checkpointed",
     "fissioned",
     "python_loop",
+    "randomly_truncated",
     "revolve",
     "scan",
     "truncated",

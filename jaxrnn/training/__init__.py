@@ -1,5 +1,8 @@
 """Training: the step, the loop that can be stopped and goes on, run folders, streams of windows."""
 
+from jaxrnn.training.averages import averaged, averaging
+from jaxrnn.training.batches import BatchIterator
+from jaxrnn.training.best import Best
 from jaxrnn.training.diagnosis import NotFinite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.fitting import fit
@@ -11,6 +14,8 @@ from jaxrnn.training.stopping import Interrupted
 from jaxrnn.training.streams import Streams
 
 __all__ = [
+    "BatchIterator",
+    "Best",
     "Interrupted",
     "NotFinite",
     "Run",
@@ -18,6 +23,8 @@ __all__ = [
     "Streams",
     "TrainState",
     "adam",
+    "averaged",
+    "averaging",
     "create",
     "fit",
     "make_train_step",

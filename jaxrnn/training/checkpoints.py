@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ Inventory = dict[str, str]  # leaf path -> dtype and shape
 Digests = dict[str, str]  # file, from the checkpoint's folder on -> digest of its bytes
 
 _STATE, _ABOUT = "state", "about.json"  # what orbax writes, and what we say about it
+_BESIDE = "beside.json"  # what goes with the state but is no array
 _BYTES = "bytes"  # the one array in it
 
 # What is not, or no longer, a checkpoint has one of these after its number, until it is gone.
@@ -31,13 +32,13 @@ _UNFINISHED, _REMOVED = ".unfinished", ".removed"
 
 
 class Checkpoints:
-    """The folder `checkpoints` of a run; at most the `keep` newest stay.
+    """A folder of checkpoints of a run; at most the `keep` newest stay, or all until `only` says which.
 
     A checkpoint is put together under another name and gets its own when all of it is there; one that
     goes loses its name first. So whatever has a number for a name is whole, at every instant.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int | None) -> None:
         self.folder = folder
         self._keep = keep
 
@@ -54,8 +55,11 @@ class Checkpoints:
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, step: int, state: Tree) -> None:
-        """Writes a checkpoint; when this returns it is complete. Raises: RunError; ValueError for an empty state."""
+    def save(self, step: int, state: Tree, beside: Mapping[str, Any] | None = None) -> None:
+        """Writes a checkpoint; when this returns it is complete. Raises: RunError; ValueError for an empty state.
+
+        `beside` goes with it as JSON.
+        """
         newest = self.steps()[-1:]
         if newest and step <= newest[0]:
             raise RunError(
@@ -73,6 +77,8 @@ class Checkpoints:
             draft.mkdir()
             with _orbax() as (store, args):
                 store.save(draft / _STATE, args=args.StandardSave({_BYTES: packed}))
+            if beside:
+                (draft / _BESIDE).write_text(json.dumps(beside), encoding="utf-8")
             (draft / _ABOUT).write_text(_sealed(_inventory(leaves), _digests(draft)), encoding="utf-8")
             draft.rename(self.folder / str(step))
         except Exception as error:  # noqa: BLE001  orbax raises whatever its layers raise
@@ -82,10 +88,12 @@ class Checkpoints:
                 f"checkpoint {step} could not be written to {self.folder} ({reason(error)}); "
                 "the last complete one is intact: free some space and start again to go on from it"
             ) from error
-        self._drop_old()
+        if self._keep is not None:
+            self.only(self.steps()[-self._keep :])
 
-    def _drop_old(self) -> None:
-        for step in self.steps()[: -self._keep]:
+    def only(self, kept: Collection[int]) -> None:
+        """Removes the checkpoints of other steps."""
+        for step in sorted(set(self.steps()) - set(kept)):
             old = self.folder / str(step)
             with explained(f"checkpoint {old} cannot be removed", "remove it by hand"):
                 gone = old.rename(old.with_name(old.name + _REMOVED))
@@ -93,17 +101,8 @@ class Checkpoints:
 
     def restore(self, template: Tree, step: int | None = None) -> Tree:
         """The newest checkpoint (or that of a step), with the structure of `template`; see `Run.restore`."""
-        known = self.steps()
-        step = step if step is not None else (known[-1] if known else None)
-        if step is None or step not in known:
-            which = "" if step is None else f" of step {step}"
-            raise RunError(f"{self.folder.parent} holds no checkpoint{which} to go on from")
-        place = self.folder / str(step)
+        place, inventory = self._found(step)
         wanted = _plain(template)
-        try:
-            inventory = _unsealed(place)
-        except (_Damaged, OSError) as error:
-            raise self._unusable(place, [s for s in known if s < step], error) from error
         if inventory != _inventory(wanted):
             raise _another_model(place, inventory, _inventory(wanted))
         empty = np.empty_like(_packed(wanted))
@@ -113,6 +112,27 @@ class Checkpoints:
         except Exception as error:  # noqa: BLE001
             raise self._unusable(place, [], error) from error
         return _like(template, _unpacked(packed, wanted))
+
+    def beside(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside the newest state (or that of a step); {} where nothing was. Raises: RunError."""
+        place, _ = self._found(step)
+        with explained(f"checkpoint {place} cannot be read", "see to that, and start again"):
+            text = (place / _BESIDE).read_text(encoding="utf-8") if (place / _BESIDE).exists() else "{}"
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def _found(self, step: int | None) -> tuple[Path, Inventory]:
+        """The newest checkpoint (or that of a step) and what is in it, every byte being as it was saved."""
+        known = self.steps()
+        step = step if step is not None else (known[-1] if known else None)
+        if step is None or step not in known:
+            which = "" if step is None else f" of step {step}"
+            raise RunError(f"{self.folder.parent} holds no checkpoint{which} to go on from")
+        place = self.folder / str(step)
+        try:
+            return place, _unsealed(place)
+        except (_Damaged, OSError) as error:
+            raise self._unusable(place, [s for s in known if s < step], error) from error
 
     def _unusable(self, place: Path, earlier: list[int], error: Exception) -> RunError:
         """Of what is wrong with a checkpoint the kindest reading: gone, not to be read, or else damaged."""

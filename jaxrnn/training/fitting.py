@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxrnn import checks
+from jaxrnn.training.averages import to_evaluate
+from jaxrnn.training.batches import BatchIterator, Source, source_of
+from jaxrnn.training.best import Best
 from jaxrnn.training.diagnosis import DIVERGING, NotFinite, why_not_finite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.progress import Show, reporter
@@ -25,6 +28,7 @@ from jaxrnn.training.step import (
     LossFn,
     Metrics,
     TrainState,
+    TrainStep,
     ValueAndGrad,
     create,
     gradient_of,
@@ -39,7 +43,7 @@ Evaluate = Callable[[Params], Mapping[str, float]]
 def fit(
     loss_fn: LossFn,
     params: Params | TrainState,
-    batches: Callable[[int], Tree],
+    batches: Callable[[int], Tree] | BatchIterator,
     *,
     steps: int,
     optimizer: optax.GradientTransformation,
@@ -51,6 +55,7 @@ def fit(
     run: Run | str | os.PathLike[str] | None = None,
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
+    best: Best | None = None,
     log_every: int = 50,
     save_every: int = 500,
     progress: bool = True,
@@ -62,9 +67,14 @@ def fit(
 
     `batches(step)` gives the step's batch; where it depends on nothing else (see `Streams`), a run
     that was stopped, by Ctrl-C or `kill -9`, and started again ends with bit-identical parameters
-    to one that was not. `carry` is the first state of stateful streams; None for independent batches.
+    to one that was not. So does one whose batches come from an iterator that knows its place, as those
+    of `grain` do (`iter(dataset)` or `iter(loader)`): checkpoints hold what its `get_state` gives, a resumed
+    run hands that to `set_state`. When `fit` returns or raises, it stands before the next step's batch.
+    `carry` is the first state of stateful streams; None for independent batches.
     `run`, a folder or a `Run`, receives metrics.jsonl and a checkpoint every `save_every` steps and
-    at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end.
+    at the end. `evaluate(params)` gives further figures, every `evaluate_every` steps and at the end; it
+    is given their average where the optimizer is `averaging`. `best` keeps the best parameters by one of
+    these figures, and may end the training early: see `Best`.
     Ctrl-C (or SIGTERM) ends the step at hand, saves, and raises `Interrupted`; once more stops at once.
     `combine`, `copies` and `value_and_grad`: see `make_train_step`.
     A `TrainState` in place of `params` (what `fit` returned, or that of an `Interrupted`) is gone on
@@ -77,7 +87,9 @@ def fit(
     arguments.
     """
     plan = _Plan.checked(steps, log_every, save_every, evaluate_every)
-    _check_batches(batches)
+    source = source_of(batches)
+    if best is not None and evaluate is None:
+        raise ValueError(f"fit: best compares {best.figure!r}, which evaluate must give; give evaluate")
     gradient = gradient_of(loss_fn, value_and_grad)
     train_step = step_by(gradient, optimizer, combine=combine, copies=copies, only_if_finite=True)
     train_step = jax.jit(train_step, donate_argnums=0)
@@ -85,29 +97,29 @@ def fit(
         heard = stack.enter_context(stop_signals())
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(Run(run))
-        state = _begin(run, _given(params, optimizer, key, carry), plan)
-        done = int(state.step)
-        show = stack.enter_context(reporter(done, plan.steps, progress))
-        diary = _Diary(run, show, evaluate, plan, heard, saved=max(run.steps(), default=None) if run else None)
+        state = _begin(run, _given(params, optimizer, key, carry), plan, source, best)
+        show = stack.enter_context(reporter(int(state.step), plan.steps, progress))
+        saved = max(run.steps(), default=None) if run else None
+        return _trained(train_step, state, _Diary(run, show, evaluate, best, plan, source, gradient, heard, saved))
 
-        batch = batches(done) if done < plan.steps else None
+
+def _trained(train_step: TrainStep, state: TrainState, diary: _Diary) -> TrainState:
+    """The state when all steps are done, or no more are wanted."""
+    done, plan, source = int(state.step), diary.plan, diary.source
+    try:
+        batch = source.at(done) if diary.goes_on(done) else None
         diary.stop_if_asked(done, state)
-        for step in range(done + 1, plan.steps + 1):
+        while diary.goes_on(done):
             state, metrics = train_step(state, batch)
-            following = batches(step) if step < plan.steps else None  # while the device works on this one
-            diary.take(step, metrics, state, batch, gradient)
-            diary.write(step, state)
-            diary.stop_if_asked(step, state)
+            following = source.at(done + 1) if done + 1 < plan.steps else None  # while the device works on this one
+            diary.take(done + 1, metrics, state, batch)
+            done += 1
+            diary.write(done, state)
+            diary.stop_if_asked(done, state)
             batch = following
-        return state
-
-
-def _check_batches(batches: object) -> None:
-    if not callable(batches):
-        raise TypeError(
-            f"fit: batches must be a function of the step's number, got {type(batches).__name__}; "
-            "for a list: lambda step: batches[step % len(batches)]"
-        )
+    finally:
+        source.back_to(done)
+    return state
 
 
 def _given(
@@ -134,10 +146,13 @@ class _Plan(NamedTuple):
         return cls(*(checks.positive_int("fit", name, value) for name, value in given.items()))
 
 
-def _begin(run: Run | None, state: TrainState, plan: _Plan) -> TrainState:
+def _begin(run: Run | None, state: TrainState, plan: _Plan, source: Source, best: Best | None) -> TrainState:
     """The state to go on from: that of the newest checkpoint, if there is one, or else the given one."""
     if run is not None and run.steps():
-        state = run.restore(state)
+        state, beside = run.restore(state), run.beside()
+        source.go_to(beside.get("batches"))
+        if best is not None:
+            best.go_to(beside.get("best"), state.params, run)
     done = int(state.step)
     if done > plan.steps:
         raise RunError(f"the run has {done} steps already, more than the {plan.steps} asked for")
@@ -153,18 +168,25 @@ class _Diary:
     run: Run | None
     show: Show
     evaluate: Evaluate | None
+    best: Best | None
     plan: _Plan
+    source: Source
+    gradient: Gradient
     heard: list[int]  # signals that ask to stop
+    saved: int | None = None
     recent: list[dict[str, float]] = dataclasses.field(default_factory=list)
     started: float = dataclasses.field(default_factory=time.perf_counter)
-    saved: int | None = None
 
-    def take(self, step: int, metrics: Metrics, state: TrainState, batch: Tree, gradient: Gradient) -> None:
+    def goes_on(self, done: int) -> bool:
+        """Whether there is another step to do: not after the last, nor when the best parameters are long past."""
+        return done < self.plan.steps and not (self.best is not None and self.best.exhausted)
+
+    def take(self, step: int, metrics: Metrics, state: TrainState, batch: Tree) -> None:
         """Waits for the step to end, and for its figures. Raises: NotFinite."""
         values = {name: float(value) for name, value in metrics.items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             as_before = int(state.step) < step  # else an optimizer changed its types, and there is nothing to look at
-            why = why_not_finite(gradient, state, batch) if as_before else DIVERGING
+            why = why_not_finite(self.gradient, state, batch) if as_before else DIVERGING
             raise NotFinite(
                 f"the loss of step {step} is {values['loss']} and its gradient's norm {values['grad_norm']}; "
                 f"{why}; nothing of this step was saved",
@@ -174,17 +196,13 @@ class _Diary:
         self.recent.append(values)
 
     def write(self, step: int, state: TrainState) -> None:
-        last = step == self.plan.steps
-        ending = last or bool(self.heard)
+        figures = self.evaluated(step, state)
+        ending = not self.goes_on(step) or bool(self.heard)
         record: dict[str, float] = {}
         if ending or step % self.plan.log == 0:
             record = {name: sum(r[name] for r in self.recent) / len(self.recent) for name in self.recent[0]}
             self.recent.clear()
-        if self.evaluate and (last or step % self.plan.evaluate == 0):
-            figures = self.evaluate(state.params)
-            if not isinstance(figures, Mapping):
-                raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
-            record |= {name: float(value) for name, value in figures.items()}
+        record |= figures
         self.show(step, record)
         if self.run is None:
             return
@@ -193,10 +211,24 @@ class _Diary:
         if ending or step % self.plan.save == 0:
             self.save(step, state)
 
+    def evaluated(self, step: int, state: TrainState) -> dict[str, float]:
+        """The figures of `evaluate`, after the steps where there are any."""
+        if self.evaluate is None or (step != self.plan.steps and step % self.plan.evaluate):
+            return {}
+        params = to_evaluate(state)
+        figures = self.evaluate(params)
+        if not isinstance(figures, Mapping):
+            raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
+        found = {name: float(value) for name, value in figures.items()}
+        if self.best is not None:
+            self.best.see(step, found, params, self.run)
+        return found
+
     def save(self, step: int, state: TrainState) -> None:
         """Once per step: Ctrl-C may have come before `write`, during it, or before anything was done."""
         if self.run is not None and self.saved != step:
-            self.run.save(step, state)
+            beside = {"batches": self.source.place(step), "best": self.best and self.best.place()}
+            self.run.save(step, state, {name: what for name, what in beside.items() if what is not None})
             self.saved = step
 
     def stop_if_asked(self, step: int, state: TrainState) -> None:

@@ -3,7 +3,8 @@
 folder/run.json         what the run is: the caller's configuration
 folder/metrics.jsonl    one JSON object per line, each with its "step"
 folder/checkpoints/N/   the training state after N steps, by orbax, complete or not there at all;
-                        about.json in it has the digest of each file
+                        about.json in it has the digest of each file, beside.json what goes with the state
+folder/best/N/          the best parameters, those after N steps, in the same way
 folder/run.lock         held by the process that writes here, and by nobody once that has ended
 """
 
@@ -22,7 +23,7 @@ from jaxrnn.training.locks import LOCK_FILE, FolderLock
 from jaxrnn.training.records import METRICS_FILE, SETTINGS_FILE, Settings
 from jaxrnn.types import Tree
 
-_CHECKPOINTS = "checkpoints"
+_CHECKPOINTS, _BEST = "checkpoints", "best"
 
 
 class Run:
@@ -53,6 +54,7 @@ class Run:
         self.metrics_path = self.folder / METRICS_FILE
         self.read_only = read_only
         self._checkpoints = Checkpoints(self.folder / _CHECKPOINTS, keep)
+        self._best = Checkpoints(self.folder / _BEST, None)
         self._lock: FolderLock | None = None
         if read_only:
             _check_config(self.folder, None if config is None else records.as_json(config))
@@ -75,19 +77,24 @@ class Run:
             records.write_config(self.folder, settings)
         records.mend_last_line(self.metrics_path)
         self._checkpoints.clear()
+        self._best.clear()
 
     def steps(self) -> list[int]:
         """The steps of which there is a complete checkpoint, the earliest first."""
         return self._checkpoints.steps()
 
-    def save(self, step: int, state: Tree) -> None:
+    def save(self, step: int, state: Tree, beside: Mapping[str, Any] | None = None) -> None:
         """Writes a checkpoint; when this returns it is complete. Older ones beyond `keep` are removed.
 
+        `beside` is what goes with the state but is no array, as JSON; `Run.beside` reads it.
         Raises: RunError where it cannot be written (what was there before is intact), or if there is
         one of this step or a later one; ValueError for a state without elements.
         """
         self._must_write()
-        self._checkpoints.save(step, state)
+        self._checkpoints.save(step, state, beside)
+        # Of the best parameters those that were the best at a checkpoint: a run can go on from any of them.
+        best, kept = self._best.steps(), self._checkpoints.steps()
+        self._best.only([max(earlier) for n in kept if (earlier := [b for b in best if b <= n])])
 
     def restore(self, template: Tree, step: int | None = None) -> Tree:
         """The newest checkpoint (or that of a step), with the structure of `template`.
@@ -96,6 +103,19 @@ class Run:
         Raises: RunError if there is none, it is damaged, or it holds something else than the template.
         """
         return self._checkpoints.restore(template, step)
+
+    def beside(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved beside the newest state (or that of a step); {} where nothing was. Raises: RunError."""
+        return self._checkpoints.beside(step)
+
+    def save_best(self, step: int, params: Tree) -> None:
+        """Writes the best parameters so far, those of a step. Raises: as `save`."""
+        self._must_write()
+        self._best.save(step, params)
+
+    def best(self, template: Tree, step: int | None = None) -> Tree:
+        """The best parameters (or those that were the best at a step), as `restore` reads a state."""
+        return self._best.restore(template, step)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl, whole or not at all. Raises: RunError where it cannot be written."""
@@ -110,12 +130,13 @@ class Run:
             write_atomically(path, text)
 
     def forget_after(self, step: int) -> None:
-        """Drops the metrics of steps after this one: a resumed run writes them again.
+        """Drops metrics and best parameters of steps after this one: a resumed run writes them again.
 
         Raises: RunError where metrics.jsonl is damaged or cannot be written; it is then as it was.
         """
         self._must_write()
         records.forget_after(self.metrics_path, step)
+        self._best.only([b for b in self._best.steps() if b <= step])
 
     def close(self) -> None:
         """Lets go of the folder; a second time does nothing."""

@@ -86,6 +86,70 @@ def test_bits_per_character():
     )
 
 
+def classified(batch=(3,), classes=5, steps=4):
+    rng = np.random.default_rng(2)
+    logits = rng.standard_normal((steps, *batch, classes))
+    return logits, rng.integers(0, classes, (steps, *batch)), rng.random((steps, *batch)) < 0.7
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_weights_and_label_smoothing_by_hand(weighted, smoothing, reduction, x64):
+    logits, targets, mask = classified()
+    weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0]) if weighted else np.ones(5)
+    each, weight = np.zeros(targets.shape), 0.0
+    for at in np.argwhere(mask):
+        z, y = logits[tuple(at)], targets[tuple(at)]
+        logs = z - np.log(np.exp(z).sum())
+        for v in range(5):
+            each[tuple(at)] -= weights[v] * ((1 - smoothing) * (v == y) + smoothing / 5) * logs[v]
+        weight += weights[y]
+    options = {"class_weights": weights if weighted else None, "label_smoothing": smoothing}
+    got = rnn.cross_entropy(logits, targets, mask=mask, reduction=reduction, **options)
+    expected = {"sum": each.sum(), "mean": each.sum() / weight, "none": each}[reduction]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_class_weights_and_label_smoothing_are_pytorch_s(x64):
+    torch = pytest.importorskip("torch")
+    logits, targets, mask = classified(batch=(), steps=9)
+    weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    loss = lambda z: rnn.cross_entropy(z, targets, mask=mask, class_weights=weights, label_smoothing=0.1)
+    theirs = torch.tensor(logits, requires_grad=True)
+    ignored = torch.tensor(np.where(mask, targets, -100))
+    of_torch = torch.nn.functional.cross_entropy(theirs, ignored, torch.tensor(weights), label_smoothing=0.1)
+    of_torch.backward()
+    value, grads = jax.value_and_grad(loss)(logits)
+    np.testing.assert_allclose(value, of_torch.item(), rtol=1e-12)
+    np.testing.assert_allclose(grads, theirs.grad.numpy(), rtol=1e-10, atol=1e-14)
+
+
+def test_padding_reaches_no_gradient_of_a_smoothed_and_weighted_loss():
+    logits = jnp.ones((3, 2, 4)).at[2, 0].set(jnp.nan)
+    targets = jnp.zeros((3, 2), int).at[2, 0].set(-99)
+    options = {"lengths": jnp.array([2, 3]), "label_smoothing": 0.1, "class_weights": jnp.arange(4.0) + 1}
+    loss = lambda z: rnn.cross_entropy(z, targets, **options)
+    grads = jax.grad(loss)(logits)
+    assert bool(jnp.isfinite(grads).all()) and bool((grads[2, 0] == 0).all()) and bool((grads[1, 0] != 0).any())
+    nothing = rnn.cross_entropy(jnp.zeros((1, 4)), jnp.zeros(1, int), class_weights=jnp.zeros(4))
+    assert nothing == 0  # no class that weighs anything
+    wrong = jax.jit(lambda z, y: rnn.cross_entropy(z, y, label_smoothing=0.1))(jnp.zeros((2, 3)), jnp.array([0, 3]))
+    assert np.isnan(wrong)
+
+
+def test_token_accuracy_counts_one_by_one():
+    logits, targets, mask = classified(batch=(2, 3))
+    right = [int(np.argmax(logits[tuple(at)]) == targets[tuple(at)]) for at in np.argwhere(mask)]
+    accuracy = rnn.losses.token_accuracy
+    assert float(accuracy(logits, targets, mask=mask)) == pytest.approx(sum(right) / len(right))
+    assert accuracy(logits, targets, mask=mask, reduction="sum") == sum(right) > 0
+    assert accuracy(logits, targets, mask=mask, reduction="none").shape == targets.shape
+    assert accuracy(logits, targets, mask=np.zeros_like(mask)) == 0
+    assert accuracy(jnp.full((2, 3), jnp.nan), jnp.zeros(2, int)) == 0
+    assert accuracy(jnp.full((2, 3), jnp.nan), jnp.zeros(2, int), lengths=0) == 0
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -101,6 +165,22 @@ def test_bits_per_character():
         ),
         (lambda: rnn.losses.reduced(jnp.zeros((3, 2)), lengths=jnp.ones(3, int)), r"lengths must be \[\*B\] = \[2\]"),
         (lambda: rnn.losses.reduced(jnp.zeros((3, 2)), lengths=jnp.array([1, 4])), r"lengths must lie in 0\.\.3"),
+        (
+            lambda: rnn.cross_entropy(jnp.zeros((3, 5)), jnp.zeros(3, int), label_smoothing=1.0),
+            r"label_smoothing is the share that is spread over all classes, from 0 up to but not 1, got 1.0",
+        ),
+        (
+            lambda: rnn.cross_entropy(jnp.zeros((3, 5)), jnp.zeros(3, int), class_weights=[1.0, 2.0]),
+            r"class_weights must be one number per class, \[5\], got float32\[2\]",
+        ),
+        (
+            lambda: rnn.cross_entropy(jnp.zeros((3, 2)), jnp.zeros(3, int), class_weights=[1.0, -2.0]),
+            r"class_weights must be numbers of at least 0, got \[ 1\. -2\.\]",
+        ),
+        (
+            lambda: rnn.losses.token_accuracy(jnp.zeros((3, 5)), jnp.zeros((2, 5), int)),
+            r"token_accuracy: logits must be \[T, \*B, V\] and targets \[T, \*B\]",
+        ),
     ],
 )
 def test_bad_input(call, complaint):

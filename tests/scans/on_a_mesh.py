@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxrnn as rnn
+from jaxrnn.scans import randomly_truncated
 
 SCANS = {
     "lax.scan": lax.scan,
@@ -18,6 +19,8 @@ SCANS = {
     "fissioned(2, separate)": rnn.fissioned(2, separate=True),
     "checkpointed": rnn.checkpointed(2, inner=rnn.scan),
     "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
+    "truncated(every=2, reach=3)": rnn.truncated(every=2, reach=3),
+    "randomly_truncated": randomly_truncated(jax.random.key(2), mean_length=3, inner=rnn.scan),
     "revolve": rnn.revolve(2, 2),
     "within": rnn.within("1MB"),
 }
@@ -43,7 +46,7 @@ def both(scan):
     return jax.jit(lambda w, xs: (outputs(scan, w, xs), gradient(scan, w, xs)))
 
 
-EXPECTED = both(lax.scan)(W, XS)
+EXPECTED = both(lax.scan)(W, XS)  # what is to be found, on one device
 
 
 def says(place, scan, found, **more):
@@ -83,6 +86,10 @@ if __name__ == "__main__":
     explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
     for name in sys.argv[1:] or SCANS:
         scan = SCANS[name]
+        if name.startswith(("truncated(every", "randomly")):  # whose gradient is another one, on one device too
+            EXPECTED = both(scan)(W, XS)
+        else:
+            EXPECTED = both(lax.scan)(W, XS)
         for check in (True, False):
             in_shard_map(name, scan, automatic, check)
         on_explicit_mesh(name, scan, explicit)

@@ -82,7 +82,16 @@ def test_resets_cost_no_memory_of_the_state_s_size():
     assert extra <= 400 * B * 8  # masks of one byte per step and example, no states
 
 
-@pytest.mark.parametrize("scan", [lax.scan, rnn.checkpointed(10), rnn.checkpointed(10, levels=2), rnn.truncated(10)])
+@pytest.mark.parametrize(
+    "scan",
+    [
+        lax.scan,
+        rnn.checkpointed(10),
+        rnn.checkpointed(10, levels=2),
+        rnn.truncated(10),
+        rnn.truncated(every=10, reach=24),
+    ],
+)
 def test_the_program_does_not_grow_with_the_sequence(scan):
     def size(steps):
         loss = lambda p, xs: jnp.sum(rnn.unroll(CELL, p, xs, scan=scan)[0].h)

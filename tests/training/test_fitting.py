@@ -4,13 +4,16 @@ import json
 import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
 import jaxrnn as rnn
+from jaxrnn.combinators import scheduled_sampling
 from tests.training.problems import bits, tiny, tiny_batches, tiny_loss
 
 
@@ -32,6 +35,29 @@ def test_fit_learns_and_writes_what_it_says(tmp_path):
 def test_a_loss_is_traced_once(tmp_path):
     loss = chex.assert_max_traces(tiny_loss, n=1)
     assert int(rnn.training.fit(**tiny(loss_fn=loss), run=tmp_path / "run").step) == 30
+
+
+def test_scheduled_sampling_by_the_number_of_the_update(tmp_path):
+    """A batch brings its number along: the rate grows within one program, and a run that goes on has the same bits."""
+    net = rnn.stack(rnn.layer(nn.Embed(3, 2)), rnn.elman(4), rnn.layer(nn.Dense(3)))
+    tokens = np.arange(24, dtype=np.int32).reshape(8, 3) % 3
+    rates = optax.linear_schedule(0.0, 1.0, 8)
+
+    def loss(params, batch, key):
+        xs, update = batch
+        cell = scheduled_sampling(net, rates(update), sample=rnn.temperature())
+        return rnn.cross_entropy(rnn.unroll(cell, params, xs, key=key, scan=lax.scan)[1], xs), {"rate": rates(update)}
+
+    params = net.init(jax.random.key(0), tokens[0])
+    batches = lambda step: (tokens, np.int32(step))
+    given = tiny(params=params, loss_fn=loss, carry=None, batches=batches, steps=12, log_every=1)
+    traced_once = chex.assert_max_traces(loss, n=1)
+    whole = rnn.training.fit(**given | {"loss_fn": traced_once}, run=tmp_path / "whole")
+    assert [r["rate"] for r in rnn.training.read_metrics(tmp_path / "whole")] == [min(n / 8, 1) for n in range(12)]
+    rnn.training.fit(**given | {"steps": 5}, run=tmp_path / "cut")
+    assert bits(rnn.training.fit(**given, run=tmp_path / "cut")) == bits(whole)
+    constant = rnn.training.fit(**given | {"batches": lambda step: (tokens, np.int32(0))})
+    assert bits(constant.params) != bits(whole.params)
 
 
 @pytest.mark.parametrize("result", ["loss", "loss and metrics"])
