@@ -2,6 +2,6 @@
 
 from jaxrnn.combinators.masking import masked, resettable
 from jaxrnn.combinators.noise import dropout, zoneout
-from jaxrnn.combinators.stacking import residual, stack, with_loss
+from jaxrnn.combinators.stacking import alongside, residual, stack, with_loss
 
-__all__ = ["dropout", "masked", "resettable", "residual", "stack", "with_loss", "zoneout"]
+__all__ = ["alongside", "dropout", "masked", "resettable", "residual", "stack", "with_loss", "zoneout"]

@@ -1,15 +1,27 @@
 """Losses of sequences."""
 
 from jaxrnn.losses.alignment import CTCState, ctc, ctc_loss, ctc_nll, ctc_prefix_nll
+from jaxrnn.losses.ctc_decoding import PrefixBeams, ctc_greedy, labels_read
+from jaxrnn.losses.linear_chain import CRFState, crf, crf_log_z, crf_loss, crf_marginals, crf_nll, viterbi
 from jaxrnn.losses.stepwise import bits_per_character, cross_entropy, reduced
 
 __all__ = [
+    "CRFState",
     "CTCState",
+    "PrefixBeams",
     "bits_per_character",
+    "crf",
+    "crf_log_z",
+    "crf_loss",
+    "crf_marginals",
+    "crf_nll",
     "cross_entropy",
     "ctc",
+    "ctc_greedy",
     "ctc_loss",
     "ctc_nll",
     "ctc_prefix_nll",
+    "labels_read",
     "reduced",
+    "viterbi",
 ]
