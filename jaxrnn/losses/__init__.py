@@ -2,13 +2,17 @@
 
 from jaxrnn.losses.alignment import CTCState, ctc, ctc_loss, ctc_nll, ctc_prefix_nll
 from jaxrnn.losses.ctc_decoding import PrefixBeams, ctc_greedy, labels_read
+from jaxrnn.losses.endless import OnlineStates, Utterances, Window, ctc_stream, online_ctc, online_start, utterances
 from jaxrnn.losses.linear_chain import CRFState, crf, crf_log_z, crf_loss, crf_marginals, crf_nll, viterbi
 from jaxrnn.losses.stepwise import bits_per_character, cross_entropy, reduced
 
 __all__ = [
     "CRFState",
     "CTCState",
+    "OnlineStates",
     "PrefixBeams",
+    "Utterances",
+    "Window",
     "bits_per_character",
     "crf",
     "crf_log_z",
@@ -21,7 +25,11 @@ __all__ = [
     "ctc_loss",
     "ctc_nll",
     "ctc_prefix_nll",
+    "ctc_stream",
     "labels_read",
+    "online_ctc",
+    "online_start",
     "reduced",
+    "utterances",
     "viterbi",
 ]
