@@ -17,7 +17,8 @@ engine.scheduled_loop engine.memory engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.fission scans.revolving scans.planner
 scans.budget scans
 sequence.unrolling sequence.generation sequence
-losses.stepwise losses.alignment losses.ctc_decoding losses.linear_chain losses.endless losses
+losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linear_chain
+losses.endless losses
 training.optimizers training.streams training.step training.files training.locks training.records training.checkpoints
 training.runs training.stopping training.progress training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies

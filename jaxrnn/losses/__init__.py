@@ -3,6 +3,7 @@
 from jaxrnn.losses.alignment import CTCState, ctc, ctc_loss, ctc_nll, ctc_prefix_nll
 from jaxrnn.losses.ctc_decoding import PrefixBeams, ctc_greedy, labels_read
 from jaxrnn.losses.endless import OnlineStates, Utterances, Window, ctc_stream, online_ctc, online_start, utterances
+from jaxrnn.losses.lattice import TransducerState, transducer, transducer_loss, transducer_nll
 from jaxrnn.losses.linear_chain import CRFState, crf, crf_log_z, crf_loss, crf_marginals, crf_nll, viterbi
 from jaxrnn.losses.stepwise import bits_per_character, cross_entropy, reduced
 
@@ -11,6 +12,7 @@ __all__ = [
     "CTCState",
     "OnlineStates",
     "PrefixBeams",
+    "TransducerState",
     "Utterances",
     "Window",
     "bits_per_character",
@@ -30,6 +32,9 @@ __all__ = [
     "online_ctc",
     "online_start",
     "reduced",
+    "transducer",
+    "transducer_loss",
+    "transducer_nll",
     "utterances",
     "viterbi",
 ]

@@ -56,12 +56,7 @@ def ctc(labels: Any, *, label_lengths: Any = None, blank: int = 0, dtype: Any = 
     """
     labels, counted = checked_labels("ctc", labels, label_lengths)
     blank = checks.positive_int("ctc", "blank", blank, least=0)
-    if checks.is_known((labels, counted)) and (np.asarray(labels)[np.asarray(counted)] == blank).any():
-        at = np.argwhere((np.asarray(labels) == blank) & np.asarray(counted))[0]
-        raise ValueError(
-            f"ctc: labels must not be the blank, {blank}, got it at {[int(n) for n in at]}; "
-            "give label_lengths if it is padding, or name another class with blank=..."
-        )
+    check_no_blank("ctc", labels, counted, blank)
     return CTC(labels, counted, blank, wide_float("ctc", dtype)).cell
 
 
@@ -108,6 +103,17 @@ def checked_counts(where: str, label_lengths: Any, shape: tuple[int, ...]) -> ja
                 f"got values from {low} to {high}"
             )
     return lengths.astype(jnp.int32)
+
+
+def check_no_blank(where: str, labels: Any, counted: Any, blank: int) -> None:
+    """No label that counts may be the blank, where their values are known."""
+    if checks.is_known((labels, counted)):
+        wrong = (np.asarray(labels) == blank) & np.asarray(counted)
+        if wrong.any():
+            raise ValueError(
+                f"{where}: labels must not be the blank, {blank}, got it at {[int(n) for n in np.argwhere(wrong)[0]]}; "
+                "give label_lengths if it is padding, or name another class with blank=..."
+            )
 
 
 @dataclass(frozen=True, eq=False)  # labels are data: two of these are the same if they are one object

@@ -20,6 +20,7 @@ from jaxrnn.losses.alignment import (
     CTCState,
     advanced,
     check_logits,
+    check_no_blank,
     check_range,
     ctc_nll,
     ctc_prefix_nll,
@@ -108,6 +109,7 @@ class CTCStream(Definition):
         labels = now.labels.astype(jnp.int32)
         check_logits("ctc_stream", logits, labels, self.blank)
         counted = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1) < now.label_lengths[..., None]
+        check_no_blank("ctc_stream", labels, counted, self.blank)
         check_range("ctc_stream", labels, counted, logits.shape[-1])
         state = _chosen(now.begins, nothing_read(labels.shape, state.scale.dtype), state)
         state = advanced(state, logits, labels, counted, self.blank)
