@@ -1,23 +1,59 @@
 """jaxrnn: write one time step as a pure function; unroll it, differentiate it, fit it in memory.
 
 What every program needs is here; the rest is in rooms: `jaxrnn.training`, `jaxrnn.analysis`,
-`jaxrnn.graphs`, `jaxrnn.losses`.
+`jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.sequence`.
 """
 
-from jaxrnn import analysis, graphs, losses, training
+from jaxrnn import analysis, graphs, losses, sequence, training
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, layer, lift, lstm, mgu, recurrent
-from jaxrnn.combinators import dropout, masked, resettable, residual, stack, with_loss, zoneout
+from jaxrnn.combinators import (
+    alongside,
+    dropout,
+    masked,
+    resettable,
+    residual,
+    scheduled_sampling,
+    stack,
+    with_loss,
+    zoneout,
+)
 from jaxrnn.graphs import graph, prev
 from jaxrnn.losses import cross_entropy
-from jaxrnn.scans import checkpointed, fissioned, python_loop, revolve, scan, truncated, within
-from jaxrnn.sequence import generate, greedy, temperature, top_k, unroll
-from jaxrnn.types import Cell, Scan
+from jaxrnn.scans import (
+    checkpointed,
+    fissioned,
+    python_loop,
+    randomly_truncated,
+    revolve,
+    scan,
+    truncated,
+    within,
+)
+from jaxrnn.sequence import (
+    attending,
+    beam_search,
+    bidirectional,
+    chain,
+    generate,
+    greedy,
+    pack,
+    temperature,
+    top_k,
+    unroll,
+)
+from jaxrnn.types import Cell, Scan, SequenceLayer
 
 __all__ = [
     "Cell",
     "LSTMState",
     "Scan",
+    "SequenceLayer",
+    "alongside",
     "analysis",
+    "attending",
+    "beam_search",
+    "bidirectional",
+    "chain",
     "checkpointed",
     "cross_entropy",
     "dropout",
@@ -36,13 +72,17 @@ __all__ = [
     "lstm",
     "masked",
     "mgu",
+    "pack",
     "prev",
     "python_loop",
+    "randomly_truncated",
     "recurrent",
     "resettable",
     "residual",
     "revolve",
     "scan",
+    "scheduled_sampling",
+    "sequence",
     "stack",
     "temperature",
     "top_k",

@@ -18,7 +18,8 @@ scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncat
 scans.planner scans.budget scans
 sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.packing sequence.collecting
 sequence.attention sequence.feedback sequence.generation sequence.beams sequence
-losses.stepwise losses
+losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linear_chain
+losses.endless losses
 training.optimizers training.streams training.step training.averages training.files training.locks training.records
 training.checkpoints training.runs training.batches training.best training.stopping training.progress
 training.diagnosis training.fitting training

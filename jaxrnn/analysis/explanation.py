@@ -76,7 +76,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] | None = None, *, separate: bool = False
+    cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] | None = None, *, separate: bool | None = None
 ) -> Explanation:
     """What leaves the loop, what stays, and what the backward pass keeps, for one cell under `jaxrnn.scan`.
 
@@ -100,7 +100,7 @@ def explain(
     return found[0]
 
 
-def _explained(step: TracedStep, carries: list[str], names: dict[int, str], separate: bool) -> Explanation:
+def _explained(step: TracedStep, carries: list[str], names: dict[int, str], separate: bool | None) -> Explanation:
     recurrences = tuple(_recurrence(each, carries) for each in recurrence(step.flat, step.carries))
     parts = step.parts(separate)
     pays = parts is not None and parts.pays

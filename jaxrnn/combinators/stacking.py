@@ -1,4 +1,4 @@
-"""Cells upon, around and beside each other: `stack`, `residual`, `with_loss`."""
+"""Cells upon, around and beside each other: `stack`, `residual`, `alongside`, `with_loss`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,27 @@ class Residual(Around):
         state_out, y = self.inner.step(params, state, x, key=key)
         checks.same_type("residual", "y", x, y, "the output must have the input's type; add a layer to match them")
         return state_out, jax.tree.map(jnp.add, x, y)
+
+
+def alongside(cell: Cell) -> Cell:
+    """A cell past which something is handed on: x_t is a pair (input, other), y_t = (cell(input), other).
+
+    For what is put upon a net and reads more than the net's output: `stack(alongside(net), crf(5))` over
+    (inputs, tags). Parameters and state are the cell's own. Raises: TypeError for anything but a cell.
+    """
+    checks.a_cell("alongside", cell)
+    around = Alongside(cell)
+    return cell._replace(init=around.init, step=around.step)
+
+
+class Alongside(Around):
+    def init(self, key: Key, x: Tree) -> Params:
+        return self.inner.init(key, x[0])
+
+    def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
+        inputs, other = x
+        state_out, y = self.inner.step(params, state, inputs, key=key)
+        return state_out, (y, other)
 
 
 def with_loss(cell: Cell, loss: Callable[[Tree, Tree], jax.Array]) -> Cell:

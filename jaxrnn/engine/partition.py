@@ -25,7 +25,15 @@ from jax.extend.core import Var
 from jaxrnn.engine.ir import Atom, Flat, is_float, is_var, producers, reached, reads, size_bytes, slice_back, variables
 from jaxrnn.engine.loop import Loop
 from jaxrnn.engine.placement import leaving_before, staying_for_outputs
-from jaxrnn.engine.rules import Equation, draws_otherwise_when_batched, has_own_gradient, is_light, rule
+from jaxrnn.engine.rules import (
+    Equation,
+    draws_otherwise_when_batched,
+    has_own_gradient,
+    is_light,
+    is_product,
+    rule,
+    worth_keeping,
+)
 
 
 class Batched(NamedTuple):
@@ -101,8 +109,11 @@ def totals(flat: Flat, carries: int) -> dict[int, Atom]:
     return found
 
 
-def partitioned(flat: Flat, carries: int, separate: bool) -> Parts:
-    """Splits a step, traced as (carry leaves, x leaves) -> (carry leaves, y leaves)."""
+def partitioned(flat: Flat, carries: int, separate: bool | None) -> Parts:
+    """Splits a step, traced as (carry leaves, x leaves) -> (carry leaves, y leaves).
+
+    `separate`: a stage for every component of the carry (True), one for all (False), or as pays (None).
+    """
     growth = totals(flat, carries)
     kept = [j for j in range(carries) if j not in growth]
     if growth:
@@ -136,12 +147,13 @@ class _Partition:
         self.emitted: list[dict[Var, None]] = []  # what each loop emits, as found out
         self.done: set[int] = set()  # leaves of the carry whose loop is planned
 
-    def parts(self, separate: bool) -> Parts:
+    def parts(self, separate: bool | None) -> Parts:
         groups = [self.moving] if self.moving or self.bound else []
-        if separate and not self.bound:  # what is bound to its step is done once in it, for all that read it
+        if separate is not False and not self.bound:  # what is bound to its step is done in it, for all that read it
             place = {j: n for n, j in enumerate(self.moving)}
             found = components([{place[k] for k in self.needs(self.carry_out[j])} for j in self.moving])
             groups = [[self.moving[n] for n in group] for group in found]
+            groups = groups if separate else self._as_pays(groups)
         stages = [self._stage(group) for group in groups]
         last = self._batched([y for y in variables(self.ys) if not self._exists(y)])
         for y in variables(self.ys):
@@ -155,6 +167,32 @@ class _Partition:
         once += [v for e in outside for v in variables(e.invars)]
         computed = slice_back(self.equations, [v for v in once if v in self.once], self.consts)
         return Parts(self.flat, self.carry, self.xs, self.constant, computed, stages, last, self.ys)
+
+    def _as_pays(self, components: list[list[int]]) -> list[list[int]]:
+        """The components in as few stages as keep large products out of loops that have none of their own.
+
+        Such a loop (CTC's, a CRF's) that reads a readout's logits has them made for all steps at once, and in the
+        backward pass made again from the hidden units, instead of kept for each step.
+        """
+        groups: list[list[int]] = []
+        for component in components:
+            if not groups or self._behind_a_large_product(component):
+                groups.append([])
+            groups[-1] += component
+        return [sorted(group) for group in groups]
+
+    def _behind_a_large_product(self, component: list[int]) -> bool:
+        """Whether a component has no product of its own and reads one from other loops better redone than kept."""
+        others = [j for j in self.moving if j not in component]
+        given = {*self.consts, *self.xs, *(self.carry[j] for j in self.moving)}
+        behind = lambda places: slice_back(self.equations, [self.carry_out[j] for j in places], given)
+        theirs = {id(e) for e in behind(others)}
+        products = [e for e in behind(component) if is_product(e) and id(e) not in theirs]
+        own = set().union(*(self.needed_by[j] for j in component))
+        read = set().union(*(self.needed_by[j] for j in others))
+        return own.isdisjoint(v for e in products for v in e.outvars) and any(
+            reads(e, read) and not worth_keeping(e.primitive, *(v.aval for v in e.invars), **e.params) for e in products
+        )
 
     def needs(self, v: Atom) -> set[int]:
         """The leaves of the carry that a value of the step depends on."""

@@ -64,7 +64,7 @@ class TracedStep(NamedTuple):
         in_parts = jax.sharding.get_abstract_mesh().manual_axes
         return self._replace(flat=placed_nowhere(self.flat)) if in_parts else self.without_consts()
 
-    def parts(self, separate: bool = False) -> Parts | None:
+    def parts(self, separate: bool | None = None) -> Parts | None:
         """What leaves the loop and what stays; None for a step that must be left alone."""
         if self.leaves_jax:
             return None

@@ -13,7 +13,7 @@ import optax
 from jaxrnn import checks
 
 
-def _mask(where: str, shape: tuple[int, ...], lengths: Any, mask: Any) -> jax.Array:
+def counted_steps(where: str, shape: tuple[int, ...], lengths: Any, mask: Any) -> jax.Array:
     """[T, *B]: which steps count."""
     counted = jnp.ones(shape, jnp.bool_)
     if lengths is not None:
@@ -51,7 +51,7 @@ def reduced(values: jax.Array, *, lengths: Any = None, mask: Any = None, reducti
     (2.0, 6.0)
     """
     checks.one_of("reduced", "reduction", reduction, ("sum", "mean", "none"))
-    counted = _mask("reduced", values.shape, lengths, mask)
+    counted = counted_steps("reduced", values.shape, lengths, mask)
     return _reduced(values, counted, None, reduction)
 
 
@@ -82,7 +82,7 @@ def _predictions(
             f"got {checks.describe(logits)} and {checks.describe(targets)}"
         )
     classes = logits.shape[-1]
-    counted = _mask(where, targets.shape, lengths, mask)
+    counted = counted_steps(where, targets.shape, lengths, mask)
     if checks.is_known((logits, targets, counted)):
         wrong = np.asarray(counted) & ((np.asarray(targets) < 0) | (np.asarray(targets) >= classes))
         if wrong.any():

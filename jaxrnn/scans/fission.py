@@ -32,7 +32,8 @@ class fissioned(Strategy):  # noqa: N801  a strategy reads like the function tha
     `segment`: how many steps are batched at once. None: weight bytes / (2 * batched bytes per step),
     between 4 and 64, so that the weights' gradients and the batched arrays cost alike.
     `separate=True` runs independent parts of the carry (the layers of a stack) as loops one after the
-    other, with batched products between, instead of as one loop.
+    other, with batched products between, False all as one loop. None: one loop, but for parts that have no product
+    of their own and read a large one, as CTC reads a readout of many classes: that product leaves the loop.
     `inner` runs the loops that remain. Under `checkpointed(K, inner=fissioned())` segments are recomputed.
 
     Memory: per step the fewest bytes from which cheap operations give what the backward pass needs (a
@@ -47,15 +48,15 @@ class fissioned(Strategy):  # noqa: N801  a strategy reads like the function tha
     """
 
     segment: int | None = None
-    separate: bool = False
+    separate: bool | None = None
     inner: Scan = lax.scan
     name: ClassVar[str] = "jaxrnn.scan"
 
     def __post_init__(self) -> None:
         if self.segment is not None:
             checks.positive_int("fissioned", "segment", self.segment)
-        if not isinstance(self.separate, bool):
-            raise ValueError(f"fissioned: separate must be True or False, got {self.separate!r}")
+        if not isinstance(self.separate, (bool, type(None))):
+            raise ValueError(f"fissioned: separate must be True or False, or None, got {self.separate!r}")
         checks.a_scan("fissioned", "inner", self.inner)
 
     def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as rnn
+from jaxrnn.combinators import alongside
 from tests.reference import assert_close
 from tests.zoo import D, H, sequence
 
@@ -22,6 +23,16 @@ def test_a_stack_is_its_cells_in_turn():
         state, ys = rnn.unroll(cell, p, ys)
         states.append(state)
     assert_close(rnn.unroll(net, params, xs), (tuple(states), ys), 1e-6)
+
+
+def test_alongside_hands_the_other_on():
+    cell, xs, others = rnn.gru(3), sequence(0, (4, 2), jnp.float32), jnp.arange(8).reshape(4, 2)
+    around = alongside(cell)
+    params = around.init(KEY, (xs[0], others[0]))
+    state, ys = rnn.unroll(cell, params, xs)
+    assert_close(rnn.unroll(around, params, (xs, others)), (state, (ys, others)), 0)
+    with pytest.raises(TypeError, match=r"alongside: cell must be a Cell"):
+        alongside(jnp.tanh)
 
 
 def test_residual_adds_the_input():

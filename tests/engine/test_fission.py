@@ -24,7 +24,7 @@ def names(equations):
     return [e.primitive.name for e in equations]
 
 
-def plan(cell, separate=False):
+def plan(cell, separate=None):
     params = cell.init(jax.random.key(0), jnp.zeros((B, D)))
     state = cell.initial_state(params, (B,))
     return traced(lambda s, x: cell.step(params, s, x), state, jnp.zeros((B, D))).parts(separate)
@@ -48,6 +48,24 @@ def test_layers_of_a_stack_can_be_loops_of_their_own():
     first, second = plan(net, separate=True).stages
     assert (first.places, second.places) == ([0, 1], [2])
     assert names(second.batched.equations).count("dot_general") == 1
+
+
+def an_average():
+    """A running average of what comes in: a recurrence without products."""
+    step = lambda params, s, x, *, key=None: (0.9 * s + 0.1 * jnp.sum(jnp.exp(x), axis=-1), ())
+    return rnn.Cell(lambda key, x: (), lambda params, batch: jnp.zeros(batch), step)
+
+
+@pytest.mark.parametrize("upon", [lambda: rnn.losses.ctc([[1, 2]] * B), an_average], ids=["ctc", "average"])
+def test_a_large_readout_leaves_the_loop_of_what_reads_it(upon):
+    """A loop without products, as CTC's, is a stage of its own behind a product that is better redone than kept."""
+    net = lambda classes: rnn.stack(rnn.lstm(H), rnn.layer(nn.Dense(classes)), upon())
+    assert len(plan(net(2 * H)).stages) == 1  # not large: worth keeping
+    assert len(plan(net(2 * H + 1), separate=False).stages) == 1
+    first, second = plan(net(2 * H + 1)).stages
+    assert names(first.loop.equations).count("dot_general") == 1
+    assert names(second.batched.equations).count("dot_general") == 1
+    assert "dot_general" not in names(second.loop.equations)
 
 
 def test_what_merely_expands_stays_with_its_reader():
