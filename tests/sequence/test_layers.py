@@ -93,7 +93,8 @@ def test_neighbouring_cells_are_one_cell():
 
 
 def test_merge_and_directions_by_a_plain_loop():
-    layer = sequence.bidirectional(rnn.gru(H), rnn.gru(H), merge=jnp.add)
+    layer = rnn.bidirectional(rnn.gru(H), rnn.gru(H), merge=jnp.add)
+    assert isinstance(layer, rnn.SequenceLayer)
     xs = zoo.sequence(3, (T, B), jnp.float32)
     params = layer.init(jax.random.key(1), xs[0])
     (s_f, s_b), ys = layer.apply(params, xs)
