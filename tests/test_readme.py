@@ -20,7 +20,7 @@ def section(text, title):
     return "\n".join(re.findall(r"```python\n(.*?)```", body, re.S))
 
 
-IMPORTS = "import flax.linen as nn\nimport jax\nimport jax.numpy as jnp\nimport jaxrnn as rnn\n"
+IMPORTS = "import flax.linen as nn\nimport jax\nimport jax.numpy as jnp\nimport optax\nimport jaxrnn as rnn\n"
 CHECKS = {
     "Three things": """
 import numpy as np
@@ -38,6 +38,22 @@ import numpy as np
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), plain, lean)
 assert any(float(jnp.abs(a - b).max()) > 1e-6 for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(short)))
 assert ys.shape == (100, 8, 16) and "kept per step" in printed
+""",
+    "Whole sequences": """
+import numpy as np
+_, logits = rnn.unroll(net, weights, xs)
+optax_s = jnp.mean(optax.ctc_loss(logits.swapaxes(0, 1), jnp.zeros((8, 100)), said, jnp.zeros((8, 5))))
+assert abs(ctc_loss(weights) - optax_s) < 1e-3
+for grads in (crf_grads, ctc_grads):
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+""",
+    "Packing and attention": """
+steps, rows = packed.resets.shape
+assert steps * rows <= 1.03 * packed.lengths.sum() and beams.tokens.shape == (12, 256, 4)
+alone, _ = rnn.unroll(encoder, params, words[17])
+np.testing.assert_allclose(alone.h, last[17], atol=1e-5)
+np.testing.assert_allclose(alone.c, ends.c[17], atol=1e-5)
+assert (jnp.diff(beams.scores) <= 0).all() and "(12, 256, 4)" in printed
 """,
     "Training scripts": """
 import pathlib
@@ -57,7 +73,7 @@ assert "no error comes back" in pathlib.Path("net.svg").read_text()
 }
 
 
-SLOW = ("Three things", "Functions", "Memory against compute", "Gradients in every copy")
+SLOW = ("Three things", "Functions", "Whole sequences", "Memory against compute", "Gradients in every copy")
 EXAMPLES = {
     "Gradients in every copy": """
 whole = jax.grad(lambda p: loss(*rnn.unroll(net, p, xs)))(params)
