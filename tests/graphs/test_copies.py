@@ -16,7 +16,7 @@ from tests.zoo import CELLS, sequence
 
 T, B = 5, 2
 F64 = jnp.float64
-FEW = settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.generate])
+FEW = settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate])
 
 
 def dense(size):

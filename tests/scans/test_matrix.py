@@ -1,7 +1,7 @@
 """Every cell under every scan equals the plain Python loop, in every dtype and under every transformation.
 
-The fast set covers pairs: each cell meets each scan in one of the modes; each mode, dtype and transformation meets
-each cell and each scan. The slow set is the rest of the product.
+Pairs are covered: each cell meets each scan in one of the modes and under every transformation, each dtype meets each
+cell. In the fast set each cell meets a third of the scans in float64, fewer otherwise; the slow set is the rest.
 """
 
 import functools
@@ -66,11 +66,11 @@ def expected(name, mode, dtype):
     return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True, allow_int=True))(params, xs, state)
 
 
-@pytest.mark.parametrize(
-    ("name", "scan", "mode"), product_of(CELLS, SCANS, MODES, fast=lambda n, s, m: (n + s) % len(MODES) == m)
-)
-def test_values_and_gradients_in_float64(name, scan, mode, x64):
+@pytest.mark.parametrize(("name", "scan"), product_of(CELLS, SCANS, fast=lambda n, s: (n + s) % 3 == 0))
+def test_values_and_gradients_in_float64(name, scan, x64):
     cell, params, xs, state = problem(name, "float64")
+    # Neighbours in both lists differ, as do those that are in the fast set for the same cell or scan.
+    mode = list(MODES)[(list(CELLS).index(name) + list(SCANS).index(scan)) % 2]
 
     def run(params, xs, state):
         out = rnn.unroll(cell, params, xs, state, scan=SCANS[scan], **options(mode))
@@ -82,7 +82,12 @@ def test_values_and_gradients_in_float64(name, scan, mode, x64):
 
 @pytest.mark.parametrize(
     ("name", "scan", "dtype"),
-    product_of(CELLS, ["lax.scan", "checkpointed(2)"], ["float32", "bfloat16"], fast=lambda n, s, d: (n + s) % 2 == d),
+    product_of(
+        CELLS,
+        ["lax.scan", "checkpointed(2)"],
+        ["float32", "bfloat16"],
+        fast=lambda n, s, d: (s, d) == (n % 2, n // 2 % 2),
+    ),
 )
 def test_values_and_gradients_in_other_dtypes(name, scan, dtype):
     cell, params, xs, state = problem(name, dtype)
@@ -96,7 +101,7 @@ def test_values_and_gradients_in_other_dtypes(name, scan, dtype):
     assert all(a.dtype == jnp.dtype(dtype) for a in jax.tree.leaves(got[0][1]) if jnp.issubdtype(a.dtype, jnp.floating))
 
 
-@pytest.mark.parametrize(("name", "scan"), product_of(CELLS, SCANS, fast=lambda n, s: (n + 2 * s) % 5 == 0))
+@pytest.mark.parametrize(("name", "scan"), product_of(CELLS, SCANS, fast=lambda n, s: (n + 2 * s) % 11 == 0))
 def test_forward_mode_and_vmap(name, scan, x64):
     """jvp agrees with the gradient; vmap around unroll equals a loop over the batch; vmap of grad, grad of vmap."""
     cell, params, xs, state = problem(name, "float64")
