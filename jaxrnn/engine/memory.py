@@ -18,7 +18,6 @@ class StepBytes(NamedTuple):
     carry: int  # c: bytes of one carry
     kept: int  # r: bytes that the scan keeps per step for the backward pass
     x: int  # bytes of one step's input
-    again: int  # bytes of those leaves of the carry from which a step is computed once more
 
 
 def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree, scan: Scan = lax.scan) -> StepBytes:
@@ -29,25 +28,26 @@ def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tre
     an input x is in xs already; neither counts. Traces f once and computes nothing. Under another scan r
     is what `kept_under` finds.
     """
+    if scan is not lax.scan:
+        return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x))
     backward, n = _backward(f, carry, x)
     carry_leaves = jax.tree.leaves(carry)
-    again = _read_again(f, carry, x, backward, n)
-    if scan is not lax.scan:
-        return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x), again)
     varies = set(backward.invars[n:])
     inputs = set(backward.invars[n + len(carry_leaves) :])
     for equation in backward.eqns:
         if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
             varies.update(equation.outvars)
     kept = {v for v in backward.outvars if not isinstance(v, Literal) and v in varies and v not in inputs}
-    return StepBytes(nbytes(carry), sum(leaf_bytes(v.aval) for v in kept), nbytes(x), again)
+    return StepBytes(nbytes(carry), sum(leaf_bytes(v.aval) for v in kept), nbytes(x))
 
 
-def _read_again(f: Callable[..., Any], carry: Tree, x: Tree, backward: Jaxpr, consts: int) -> int:
-    """Bytes of the carry's leaves that what is kept depends on, in this step or through a later one.
+def carry_read_again(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> int:
+    """Bytes of those leaves of the carry from which a segment is computed again: what its end costs.
 
-    A total, or a buffer that is only written to, is none of them: XLA does not keep it at a segment's end.
+    They are what the values to keep depend on, in this step or through a later one. A total, or a buffer that is
+    only written to, is none of them, and XLA keeps nothing of it at a segment's end.
     """
+    backward, consts = _backward(f, carry, x)
     leaves = jax.tree.leaves(carry)
     step = jax.make_jaxpr(f)(carry, x).jaxpr
     again = [v in _sources(backward, backward.outvars) for v in backward.invars[consts : consts + len(leaves)]]

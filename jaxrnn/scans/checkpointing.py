@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxrnn import checks
 from jaxrnn.engine.loop import Leaves
-from jaxrnn.engine.memory import StepBytes, step_bytes
+from jaxrnn.engine.memory import StepBytes, carry_read_again, step_bytes
 from jaxrnn.engine.segments import in_segments
 from jaxrnn.scans.base import LoopProblem, Strategy
 from jaxrnn.types import Scan, Tree
@@ -62,12 +62,12 @@ def kept_bytes(steps: int, sizes: list[int], cost: StepBytes) -> int:
         return steps * cost.kept
     full, rest = divmod(steps, sizes[0])
     inputs = sizes[0] * cost.x + (steps * cost.x if rest else 0)
-    return (full + bool(rest)) * cost.again + inputs + kept_bytes(sizes[0], sizes[1:], cost)
+    return (full + bool(rest)) * cost.carry + inputs + kept_bytes(sizes[0], sizes[1:], cost)
 
 
 def segment_keeping_least(steps: int, levels: int, cost: StepBytes) -> int:
     """The segment that keeps the fewest bytes; for one level about sqrt(steps * c / r), preferably a divisor."""
-    smooth = steps ** (1 / (levels + 1)) * (cost.again / max(cost.kept, 1)) ** (levels / (levels + 1))
+    smooth = steps ** (1 / (levels + 1)) * (cost.carry / max(cost.kept, 1)) ** (levels / (levels + 1))
     low, high = max(1, int(smooth / 8)), min(max(steps, 1), int(smooth * 8) + 1)
     # Every length of a short range; of a long one the divisors, and a sample of the rest.
     candidates = {k for k in range(low, high + 1) if steps % k == 0}
@@ -109,7 +109,8 @@ class checkpointed(Strategy):  # noqa: N801
     def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         steps, segment = problem.known_steps(), self.segment
         if segment is None and steps:
-            cost = step_bytes(problem.step, problem.carry_types, problem.x_types, self.inner)
+            step = problem.step, problem.carry_types, problem.x_types
+            cost = step_bytes(*step, self.inner)._replace(carry=carry_read_again(*step))
             segment = segment_keeping_least(steps, self.levels, cost)
         sizes = nested_sizes(steps, segment or 1, self.levels)
         return problem.result(*self._nested(sizes, problem, problem.init, problem.xs, steps))

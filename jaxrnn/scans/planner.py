@@ -66,7 +66,7 @@ class Pricing:
             kept = self._kept() if self.steps else 0
         self.repeatable = not self.traced.leaves_jax
         self.outputs = 2 * self.steps * nbytes(self.traced.ys)
-        self.cost = StepBytes(nbytes(self.carry), kept, nbytes(self.x), nbytes(self.carry))
+        self.cost = StepBytes(nbytes(self.carry), kept, nbytes(self.x))
 
     def _kept(self) -> int:
         """Bytes that the inner scan keeps per step."""
@@ -120,7 +120,7 @@ class Pricing:
 
     def mixed(self, room: int) -> Candidate | None:
         """The first steps in segments, recomputed; of the last steps, as many as there is room for are kept."""
-        c, r, x, _ = self.cost
+        c, r, x = self.cost
         best = None
         for segment in _lengths(self.steps, SHORT_SEGMENT):
             if segment > LONG_SEGMENT:
@@ -158,7 +158,7 @@ class Pricing:
 
     def in_order(self) -> Candidate:
         """Segments as a schedule with a slot for each: the same recomputation, and never a copy of the inputs."""
-        c, r, x, _ = self.cost
+        c, r, x = self.cost
         segment = self.least_segment(1)
         parts = max(self.steps // segment, 1)
         strategy = revolve(parts, segment, inner=self.inner)
@@ -173,7 +173,7 @@ class Pricing:
         return self._binomial(room, [1])
 
     def _binomial(self, room: int, segments: list[int]) -> Candidate | None:
-        c, r, x, _ = self.cost
+        c, r, x = self.cost
         best: tuple[float, int, int] | None = None
         for segment in segments:
             parts = self.steps // segment
@@ -210,7 +210,7 @@ class Pricing:
 
         By the dynamic programme; None where no schedule fits, or the programme would take long.
         """
-        c, r, _, _ = self.cost
+        c, r, _ = self.cost
         slot = max(min(c // 4, r), 1)
         carry, whole = max(c // slot, 1), max(r // slot, 1)  # rounded down: it stays a bound
         slots = min(room // slot, self.steps * whole) - whole  # the step at work has its own

@@ -95,7 +95,7 @@ def chain(*parts: Cell | SequenceLayer) -> SequenceLayer:
     Raises: ValueError for no parts, TypeError for anything but cells and sequence layers; what the parts raise.
 
     >>> import jaxrnn as rnn
-    >>> net = chain(rnn.gru(4), bidirectional(rnn.gru(3), rnn.gru(3)), rnn.lift(jnp.tanh))
+    >>> net = chain(rnn.gru(4), rnn.bidirectional(rnn.gru(3), rnn.gru(3)), rnn.lift(jnp.tanh))
     >>> params = net.init(jax.random.key(0), jnp.zeros((2, 5)))
     >>> state, ys = unroll(net, params, jnp.ones((7, 2, 5)), lengths=[7, 4])
     >>> ys.shape, len(state)

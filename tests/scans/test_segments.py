@@ -182,7 +182,7 @@ def test_exact_factorisations_are_preferred():
 @settings(max_examples=50, deadline=None)
 @given(steps=st.integers(1, 400), carry=st.integers(1, 20), kept=st.integers(1, 60))
 def test_the_chosen_segment_keeps_least(steps, carry, kept):
-    cost = StepBytes(carry, kept, 0, carry)
+    cost = StepBytes(carry, kept, 0)
     brute = min(kept_bytes(steps, nested_sizes(steps, k, 1), cost) for k in range(1, steps + 1))
     chosen = segment_keeping_least(steps, 1, cost)
     assert kept_bytes(steps, nested_sizes(steps, chosen, 1), cost) <= 1.05 * brute
