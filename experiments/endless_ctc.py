@@ -36,12 +36,12 @@ COLUMNS = ("window", "partial", "seed", "updates", "label_error")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    windows: tuple[str, ...] = ("0/256/0", "32/32/32", "16/16/16", "0/64/0", "0/32/0")
+    windows: tuple[str, ...] = ("0/256/0", "32/32/32", "16/16/16", "0/32/0")
     """reach/emit/lookahead; the first is the wide one that the others are measured by."""
     partial: tuple[Literal["prefixes", "truncated", "progress"], ...] = ("prefixes", "truncated", "progress")
     """What becomes of utterances that are open at a window's end."""
     seeds: int = 3  # Nets per window and way, each with a stream of its own.
-    updates: int = 1000  # Training steps of each net, one window each.
+    updates: int = 500  # Training steps of each net, one window each.
     batch: int = 16  # Streams side by side.
     frames: int = 8000  # Frames of each stream; read again from the start when it is through.
     size: int = 48  # Hidden units.
