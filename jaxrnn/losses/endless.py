@@ -184,10 +184,10 @@ def online_ctc(
             loss, (states, closed) = online_ctc(net, params, states, xs[s : s + window], ...)
 
     An utterance that ends in the window gives its own loss. Of one still open at the window's end `partial` says:
-      "prefixes"   -log of the probability of having read any beginning of its labels. In expectation over the
-                   posterior of how far it has got that is the gradient of expectation maximisation. It always
-                   teaches something, but the empty beginning is one of them: alone (lookahead = 0) it pulls to
-                   all-blank, an attractor in mid-training. Window length does not cure that, lookahead does.
+      "prefixes"   -log of the probability of having read any beginning of its labels. Its gradient is that of
+                   expectation maximisation over how far the reading has got. It always teaches something; but the
+                   empty beginning is one of them, so while the net says little but blanks it pulls to all-blank
+                   (below: half the right direction and several times as strong), and training is slow to get away.
       "truncated"  nothing. Frames learn only if their utterance ends within the window, the more the longer the
                    lookahead; the errors that come are exact, but for those cut off by `reach`.
       "progress"   as "prefixes", each beginning of n of L labels weighted by how likely n are after the share f of
