@@ -187,6 +187,17 @@ def lengths(where: str, value: Any, steps: int) -> jax.Array:
     return array.astype(jnp.int32)
 
 
+def classes(where: str, name: str, values: Any, counted: Any, count: int, remedy: str) -> None:
+    """Classes that count must lie in 0..count-1; looked at only where they are known, that is outside jit."""
+    if not is_known((values, counted)):
+        return
+    array = np.asarray(values)
+    wrong = np.asarray(counted) & ((array < 0) | (array >= count))
+    if wrong.any():
+        place = [int(n) for n in np.argwhere(wrong)[0]]
+        raise ValueError(f"{where}: {name} must lie in 0..{count - 1}, got {int(array[wrong][0])} at {place}; {remedy}")
+
+
 def resets(where: str, value: Any, steps: int) -> jax.Array:
     array = jnp.asarray(value)
     if array.dtype != jnp.bool_:

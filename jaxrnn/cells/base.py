@@ -74,6 +74,14 @@ class Definition(Picklable, ABC):
         return nothing_to_draw(params, key)
 
 
+class WithoutParameters(Definition):
+    """A cell with nothing to learn."""
+
+    def init(self, key: Key, x: Any) -> Params:
+        del key, x
+        return ()
+
+
 @dataclass(frozen=True)
 class RecurrentCell(Definition):
     """A cell from its weights and its equations.

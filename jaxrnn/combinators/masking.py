@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks, meshes, trees
-from jaxrnn.combinators.stacking import Around
+from jaxrnn.combinators.stacking import OfPair
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -88,11 +88,8 @@ def masked(cell: Cell, *, live: Callable[[Tree], jax.Array] | None = None) -> Ce
 
 
 @dataclass(frozen=True)
-class Masked(Around):
+class Masked(OfPair):
     live: Callable[[Tree], jax.Array] | None
-
-    def init(self, key: Key, x: Tree) -> Params:
-        return self.inner.init(key, x[0])
 
     def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         return _keeping_no_masks(self.guarded)(params, state, x, key)
@@ -159,10 +156,7 @@ def resettable(cell: Cell) -> Cell:
     return cell._replace(init=around.init, step=around.step)
 
 
-class Resettable(Around):
-    def init(self, key: Key, x: Tree) -> Params:
-        return self.inner.init(key, x[0])
-
+class Resettable(OfPair):
     def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         return _keeping_no_masks(self.guarded)(params, state, x, key)
 

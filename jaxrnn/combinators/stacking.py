@@ -70,6 +70,13 @@ class Around(Picklable):
     inner: Cell
 
 
+class OfPair(Around):
+    """What is put around a cell whose x_t then is a pair, its own and something else."""
+
+    def init(self, key: Key, x: Tree) -> Params:
+        return self.inner.init(key, x[0])
+
+
 def residual(cell: Cell) -> Cell:
     """A shortcut around a cell: y_t = x_t + cell(x_t), for a cell whose output has its input's shape.
 
@@ -98,10 +105,7 @@ def alongside(cell: Cell) -> Cell:
     return cell._replace(init=around.init, step=around.step)
 
 
-class Alongside(Around):
-    def init(self, key: Key, x: Tree) -> Params:
-        return self.inner.init(key, x[0])
-
+class Alongside(OfPair):
     def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         inputs, other = x
         state_out, y = self.inner.step(params, state, inputs, key=key)
@@ -122,11 +126,8 @@ def with_loss(cell: Cell, loss: Callable[[Tree, Tree], jax.Array]) -> Cell:
 
 
 @dataclass(frozen=True)
-class WithLoss(Around):
+class WithLoss(OfPair):
     loss: Callable[[Tree, Tree], jax.Array]
-
-    def init(self, key: Key, x: Tree) -> Params:
-        return self.inner.init(key, x[0])
 
     def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         inputs, target = x

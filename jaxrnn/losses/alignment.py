@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.cells.base import Definition
+from jaxrnn.cells.base import WithoutParameters
 from jaxrnn.scans import scan as fissioned_scan
 from jaxrnn.sequence.unrolling import unroll
 from jaxrnn.types import Cell, Key, Params, Scan
@@ -117,15 +117,11 @@ def check_no_blank(where: str, labels: Any, counted: Any, blank: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)  # labels are data: two of these are the same if they are one object
-class CTC(Definition):
+class CTC(WithoutParameters):
     labels: jax.Array  # [*B, L]
     counted: jax.Array  # [*B, L]: false for padding
     blank: int
     dtype: np.dtype
-
-    def init(self, key: Key, x: Any) -> Params:
-        del key, x
-        return ()
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> CTCState:
         del params
@@ -156,15 +152,8 @@ def check_logits(where: str, x: Any, labels: jax.Array, blank: int) -> None:
 
 
 def check_range(where: str, labels: Any, counted: Any, classes: int) -> None:
-    """Labels that count must be classes, where their values are known."""
-    if checks.is_known((labels, counted)):
-        values = np.asarray(labels)
-        wrong = np.asarray(counted) & ((values < 0) | (values >= classes))
-        if wrong.any():
-            raise ValueError(
-                f"{where}: labels must lie in 0..{classes - 1}, as the logits have {classes} classes, "
-                f"got {int(values[wrong][0])} at {[int(n) for n in np.argwhere(wrong)[0]]}"
-            )
+    """Labels that count must be classes of the logits."""
+    checks.classes(where, "labels", labels, counted, classes, f"the logits have {classes} classes")
 
 
 def nothing_read(shape: tuple[int, ...], dtype: Any) -> CTCState:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.scipy.special import gammaln
 
 from jaxrnn import checks
-from jaxrnn.cells.base import Definition
+from jaxrnn.cells.base import WithoutParameters
 from jaxrnn.losses.alignment import (
     NEVER,
     CTCState,
@@ -90,14 +90,10 @@ def ctc_stream(labels: int, *, blank: int = 0, dtype: Any = jnp.float32) -> Cell
 
 
 @dataclass(frozen=True)
-class CTCStream(Definition):
+class CTCStream(WithoutParameters):
     labels: int
     blank: int
     dtype: np.dtype
-
-    def init(self, key: Key, x: Any) -> Params:
-        del key, x
-        return ()
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> CTCState:
         del params

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxrnn import checks, trees
-from jaxrnn.cells.base import Definition
+from jaxrnn.cells.base import WithoutParameters
 from jaxrnn.losses.alignment import (
     NEVER,
     check_no_blank,
@@ -66,15 +66,11 @@ def _of_labels(labels: Any, label_lengths: Any, blank: int, dtype: Any) -> Trans
 
 
 @dataclass(frozen=True, eq=False)  # labels are data: two of these are the same if they are one object
-class Transducer(Definition):
+class Transducer(WithoutParameters):
     labels: jax.Array  # [*B, L]
     counted: jax.Array  # [*B, L]: false for padding
     blank: int
     dtype: np.dtype
-
-    def init(self, key: Key, x: Any) -> Params:
-        del key, x
-        return ()
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> TransducerState:
         del params

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxrnn import checks
-from jaxrnn.cells.base import Definition
+from jaxrnn.cells.base import Definition, WithoutParameters
 from jaxrnn.losses.alignment import wide_float, wider
 from jaxrnn.losses.stepwise import counted_steps
 from jaxrnn.scans import scan as fissioned_scan
@@ -166,7 +166,8 @@ def crf_loss(
         raise ValueError(
             f"crf_loss: tags must be integers [T, *B] = {list(emissions.shape[:-1])}, got {checks.describe(tags)}"
         )
-    _check_tags(tags, emissions.shape[-1], lengths)
+    counted = counted_steps("crf_loss", tags.shape, lengths, None)
+    checks.classes("crf_loss", "tags", tags, counted, emissions.shape[-1], "say with lengths what is padding")
     return crf_nll(params, _last_state(params, emissions, tags, lengths, scan))
 
 
@@ -177,18 +178,6 @@ def check_emissions(where: str, params: Params, emissions: jax.Array) -> None:
             f"{where}: emissions must be floating-point [T, *B, {tags}], as there are {tags} tags in the parameters, "
             f"got {checks.describe(emissions)}"
         )
-
-
-def _check_tags(tags: jax.Array, count: int, lengths: Any) -> None:
-    counted = counted_steps("crf_loss", tags.shape, lengths, None)
-    if checks.is_known((tags, counted)):
-        values = np.asarray(tags)
-        wrong = np.asarray(counted) & ((values < 0) | (values >= count))
-        if wrong.any():
-            raise ValueError(
-                f"crf_loss: tags must lie in 0..{count - 1}, got {int(values[wrong][0])} at "
-                f"{[int(n) for n in np.argwhere(wrong)[0]]}; say with lengths what is padding"
-            )
 
 
 def _last_state(params: Params, emissions: jax.Array, tags: jax.Array, lengths: Any, scan: Scan) -> CRFState:
@@ -243,12 +232,8 @@ class Viterbi(Definition):
 
 
 @dataclass(frozen=True)
-class Followed(Definition):
+class Followed(WithoutParameters):
     """Back along the best tagging: the state is the tag, x_t says which one came before it, y_t = the tag."""
-
-    def init(self, key: Key, x: Any) -> Params:
-        del key, x
-        return ()
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> jax.Array:
         del params

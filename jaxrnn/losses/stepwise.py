@@ -81,15 +81,9 @@ def _predictions(
             f"{where}: logits must be [T, *B, V] and targets [T, *B], "
             f"got {checks.describe(logits)} and {checks.describe(targets)}"
         )
-    classes = logits.shape[-1]
     counted = counted_steps(where, targets.shape, lengths, mask)
-    if checks.is_known((logits, targets, counted)):
-        wrong = np.asarray(counted) & ((np.asarray(targets) < 0) | (np.asarray(targets) >= classes))
-        if wrong.any():
-            raise ValueError(
-                f"{where}: targets must lie in 0..{classes - 1}, got {int(np.asarray(targets)[wrong][0])} at "
-                f"{[int(n) for n in np.argwhere(wrong)[0]]}; leave out what should not count, e.g. mask=targets >= 0"
-            )
+    remedy = "leave out what should not count, e.g. mask=targets >= 0"
+    checks.classes(where, "targets", targets, counted, logits.shape[-1], remedy)
     # Choose before the loss too: a NaN logit under the mask must not meet a zero cotangent.
     logits = jnp.where(jnp.broadcast_to(counted[..., None], logits.shape), logits, jnp.zeros_like(logits))
     return logits, jnp.where(counted, targets, jnp.zeros_like(targets)), counted

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.combinators.stacking import split_key
-from jaxrnn.pickling import Picklable
-from jaxrnn.scans import scan as fissioned_scan
-from jaxrnn.sequence.layers import live, zero_where_not
+from jaxrnn.sequence.layers import Given, LayerDefinition, live, zero_where_not
 from jaxrnn.sequence.unrolling import unroll
-from jaxrnn.types import Cell, Key, Params, Scan, SequenceLayer, State, Tree
+from jaxrnn.types import Cell, Key, Params, SequenceLayer, State, Tree
 
 
 def concatenate(forward: jax.Array, backward: jax.Array) -> jax.Array:
@@ -42,8 +38,7 @@ def bidirectional(
     checks.a_cell("bidirectional", backward)
     if not callable(merge):
         raise TypeError(f"bidirectional: merge must be a function of both outputs, such as jnp.add, got {merge!r}")
-    both = Bidirectional(forward, backward, merge)
-    return SequenceLayer(both.init, both.apply)
+    return Bidirectional(forward, backward, merge).layer
 
 
 def begins_backwards(resets: jax.Array) -> jax.Array:
@@ -52,7 +47,7 @@ def begins_backwards(resets: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Bidirectional(Picklable):
+class Bidirectional(LayerDefinition):
     forward: Cell
     backward: Cell
     merge: Callable[[jax.Array, jax.Array], jax.Array]
@@ -61,25 +56,14 @@ class Bidirectional(Picklable):
         k_forward, k_backward = jax.random.split(key)
         return {"forward": self.forward.init(k_forward, x), "backward": self.backward.init(k_backward, x)}
 
-    def apply(
-        self,
-        params: Params,
-        xs: Tree,
-        *,
-        lengths: Any = None,
-        resets: Any = None,
-        key: Key | None = None,
-        scan: Scan = fissioned_scan,
-    ) -> tuple[State, Tree]:
+    def run(self, params: Params, xs: Tree, given: Given) -> tuple[State, Tree]:
         steps = checks.steps("bidirectional", xs)
-        k_forward, k_backward = split_key(key, 2)
-        backwards = None if resets is None else begins_backwards(checks.resets("bidirectional", resets, steps))
-        p_f, p_b = params["forward"], params["backward"]
-        s_f, y_f = unroll(self.forward, p_f, xs, lengths=lengths, resets=resets, key=k_forward, scan=scan)
-        s_b, y_b = unroll(
-            self.backward, p_b, xs, lengths=lengths, resets=backwards, key=k_backward, reverse=True, scan=scan
-        )
+        forward, backward = (own._asdict() for own in given.split(2))
+        if given.resets is not None:
+            backward["resets"] = begins_backwards(checks.resets("bidirectional", given.resets, steps))
+        s_f, y_f = unroll(self.forward, params["forward"], xs, **forward)
+        s_b, y_b = unroll(self.backward, params["backward"], xs, **backward, reverse=True)
         ys = jax.tree.map(self.merge, y_f, y_b)
-        if lengths is not None and self.merge is not concatenate:  # a merge of two zeros may be anything
-            ys = zero_where_not(live(steps, checks.lengths("bidirectional", lengths, steps)), ys)
+        if given.lengths is not None and self.merge is not concatenate:  # a merge of two zeros may be anything
+            ys = zero_where_not(live(steps, checks.lengths("bidirectional", given.lengths, steps)), ys)
         return (s_f, s_b), ys

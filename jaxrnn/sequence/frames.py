@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.pickling import Picklable
-from jaxrnn.scans import scan as fissioned_scan
-from jaxrnn.sequence.layers import live, zero_where_not
-from jaxrnn.types import Key, Params, Scan, SequenceLayer, State, Tree
+from jaxrnn.sequence.layers import Given, LayerDefinition, live, zero_where_not
+from jaxrnn.types import Key, Params, SequenceLayer, State, Tree
 
 
 @dataclass(frozen=True)
-class Frames(Picklable, ABC):
+class Frames(LayerDefinition):
     """A layer without state whose outputs each read several steps, and of whose steps every `stride`-th has one."""
 
     stride: int
@@ -28,26 +26,16 @@ class Frames(Picklable, ABC):
     def over(self, params: Params, x: jax.Array) -> jax.Array:
         """[T, *B, D] -> [ceil(T / stride), *B, ...]"""
 
-    def apply(
-        self,
-        params: Params,
-        xs: Tree,
-        *,
-        lengths: Any = None,
-        resets: Any = None,
-        key: Key | None = None,
-        scan: Scan = fissioned_scan,
-    ) -> tuple[State, Tree]:
-        del key, scan
+    def run(self, params: Params, xs: Tree, given: Given) -> tuple[State, Tree]:
         steps = checks.steps(self.name, xs)
-        if resets is not None:
+        if given.resets is not None:
             raise ValueError(
                 f"{self.name}: resets cannot be kept, for an output reads steps of what lies on both sides of one; "
                 "pad the sequences and pass lengths, or put this layer's work in front of the packing"
             )
-        if lengths is None:
+        if given.lengths is None:
             return (), jax.tree.map(lambda leaf: self.over(params, leaf), xs)
-        lengths = checks.lengths(self.name, lengths, steps)
+        lengths = checks.lengths(self.name, given.lengths, steps)
         ys = jax.tree.map(lambda leaf: self.over(params, leaf), zero_where_not(live(steps, lengths), xs))
         shorter = self.shortened(lengths)
         return (), jax.tree.map(lambda leaf: zero_where_not(live(leaf.shape[0], shorter), leaf), ys)
@@ -72,8 +60,7 @@ def every(n: int) -> SequenceLayer:
     >>> np.asarray(ys).tolist()
     [[0.0, 1.0], [2.0, 3.0], [4.0, 0.0]]
     """
-    groups = Every(checks.positive_int("every", "n", n))
-    return SequenceLayer(groups.init, groups.apply, groups.shortened)
+    return Every(checks.positive_int("every", "n", n)).layer
 
 
 @dataclass(frozen=True)
@@ -108,8 +95,7 @@ def convolution(features: int, kernel: int, *, stride: int = 1, causal: bool = F
     """
     sizes = {"stride": stride, "features": features, "kernel": kernel}
     known = {name: checks.positive_int("convolution", name, size) for name, size in sizes.items()}
-    over = Convolution(**known, causal=causal, options=tuple(options.items()))
-    return SequenceLayer(over.init, over.apply, over.shortened)
+    return Convolution(**known, causal=causal, options=tuple(options.items())).layer
 
 
 @dataclass(frozen=True)

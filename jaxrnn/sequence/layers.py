@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxrnn.combinators.stacking import split_key, stack
 from jaxrnn.pickling import Picklable
 from jaxrnn.scans import scan as fissioned_scan
 from jaxrnn.sequence.unrolling import unroll
-from jaxrnn.types import Cell, Key, Params, Scan, SequenceLayer, State, Tree
+from jaxrnn.types import Cell, Key, Params, Scan, SequenceLayer, State, Tree, as_long
 
 
 def a_part(where: str, value: Any) -> Cell | SequenceLayer:
@@ -51,34 +52,57 @@ def zero_where_not(counts: jax.Array, tree: Tree) -> Tree:
     return jax.tree.map(chosen, tree)
 
 
+class Given(NamedTuple):
+    """What `unroll` hands to a layer beside its parameters and inputs."""
+
+    lengths: Any = None
+    resets: Any = None
+    key: Key | None = None
+    scan: Scan = fissioned_scan
+
+    def split(self, n: int) -> list[Given]:
+        """The same for each of n parts, with a key of its own."""
+        return [self._replace(key=k) for k in split_key(self.key, n)]
+
+
+class LayerDefinition(Picklable, ABC):
+    """A layer as it is written here: a frozen dataclass, the options its fields, the layer's functions its methods."""
+
+    @property
+    def layer(self) -> SequenceLayer:
+        return SequenceLayer(self.init, self.apply, self.shortened)
+
+    @abstractmethod
+    def init(self, key: Key, x: Tree) -> Params: ...
+
+    @abstractmethod
+    def run(self, params: Params, xs: Tree, given: Given) -> tuple[State, Tree]: ...
+
+    def apply(self, params: Params, xs: Tree, **given: Any) -> tuple[State, Tree]:
+        return self.run(params, xs, Given(**given))
+
+    def shortened(self, lengths: jax.Array) -> jax.Array:
+        return as_long(lengths)
+
+
 def over_time(cell: Cell) -> SequenceLayer:
     """A cell as a layer of whole sequences: state, ys = unroll(cell, params, xs).
 
     What `unroll` says of shapes, lengths, resets, cost and errors holds. Raises: TypeError for anything but a cell.
     """
     checks.a_cell("over_time", cell)
-    over = OverTime(cell)
-    return SequenceLayer(over.init, over.apply)
+    return OverTime(cell).layer
 
 
 @dataclass(frozen=True)
-class OverTime(Picklable):
+class OverTime(LayerDefinition):
     cell: Cell
 
     def init(self, key: Key, x: Tree) -> Params:
         return self.cell.init(key, x)
 
-    def apply(
-        self,
-        params: Params,
-        xs: Tree,
-        *,
-        lengths: Any = None,
-        resets: Any = None,
-        key: Key | None = None,
-        scan: Scan = fissioned_scan,
-    ) -> tuple[State, Tree]:
-        return unroll(self.cell, params, xs, lengths=lengths, resets=resets, key=key, scan=scan)
+    def run(self, params: Params, xs: Tree, given: Given) -> tuple[State, Tree]:
+        return unroll(self.cell, params, xs, **given._asdict())
 
 
 def chain(*parts: Cell | SequenceLayer) -> SequenceLayer:
@@ -103,12 +127,11 @@ def chain(*parts: Cell | SequenceLayer) -> SequenceLayer:
     """
     if not parts:
         raise ValueError("chain: needs at least one cell or sequence layer")
-    chained = Chain(tuple(a_part("chain", part) for part in parts))
-    return SequenceLayer(chained.init, chained.apply, chained.shortened)
+    return Chain(tuple(a_part("chain", part) for part in parts)).layer
 
 
 @dataclass(frozen=True)
-class Chain(Picklable):
+class Chain(LayerDefinition):
     parts: tuple[Cell | SequenceLayer, ...]
 
     def init(self, key: Key, x: Tree) -> Params:
@@ -118,21 +141,13 @@ class Chain(Picklable):
             x = output("chain", part, params[-1], x)
         return tuple(params)
 
-    def apply(
-        self,
-        params: Params,
-        xs: Tree,
-        *,
-        lengths: Any = None,
-        resets: Any = None,
-        key: Key | None = None,
-        scan: Scan = fissioned_scan,
-    ) -> tuple[State, Tree]:
+    def run(self, params: Params, xs: Tree, given: Given) -> tuple[State, Tree]:
         states: list[State] = []
-        groups = list(self.groups)
-        for parts, k in zip(groups, split_key(key, len(groups)), strict=True):
+        lengths = given.lengths
+        groups = self.groups
+        for parts, own in zip(groups, given.split(len(groups)), strict=True):
             p = params[len(states) : len(states) + len(parts)]
-            options = {"lengths": lengths, "resets": resets, "key": k, "scan": scan}
+            options = own._replace(lengths=lengths)._asdict()
             if isinstance(parts[0], Cell):
                 state, xs = unroll(stack(*parts), p, xs, **options)
                 states.extend(state)

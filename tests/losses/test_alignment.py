@@ -110,7 +110,7 @@ def problem(steps, batch, classes, count, seed=0, scale=2.0):
     return logits, labels, lengths, counts
 
 
-def test_float64_equals_torch(x64):
+def test_float64_equals_pytorch(x64):
     logits, labels, lengths, counts = problem(60, 5, 6, 12)
     expected = by_torch(logits, labels, lengths, counts)
     loss = lambda x: ctc_loss(x, labels, lengths=lengths, label_lengths=counts)
