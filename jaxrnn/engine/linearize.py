@@ -217,6 +217,11 @@ def _least_to_keep(joint: _Joint, needed: list[Var], free: Sequence[bool]) -> se
     nothing = {*only(free, joint.stacked), *variables(joint.emitted)}
     nothing |= {v for v, after in _after(joint).items() if after in joint.emitted}
     cost = {v: 0 if v in nothing else size_bytes(v) for v in values}
+    # A carry that is needed itself is kept in any case: if under its name after the step, that then costs no more
+    # than the first one of each segment, which has at least four steps.
+    for v, after in _after(joint).items():
+        if v in needed and after in cost:
+            cost[after] = min(cost[after], size_bytes(v) // 4)
     edges, sources = [], [*joint.carry, *joint.stacked, *variables(joint.emitted)]
     for equation in joint.plain:
         outs = [v for v in equation.outvars if v in cost]
