@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.types import Cell, Tree
+from jaxrnn.types import Cell, SequenceLayer, Tree
 
 
 def describe(leaf: Any) -> str:
@@ -82,6 +82,8 @@ def one_of(where: str, name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 def a_cell(where: str, value: Any) -> Cell:
     if not isinstance(value, Cell):
         hint = "wrap a Flax module with layer(...) or recurrent(...), a function with lift(...)"
+        if isinstance(value, SequenceLayer):
+            hint = "a layer that needs the whole sequence is put beside others by chain(...), and run by unroll"
         raise TypeError(f"{where}: cell must be a Cell, got {type(value).__name__}; {hint}")
     return value
 

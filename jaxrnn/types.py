@@ -25,6 +25,28 @@ def nothing_to_draw(params: Params, key: Key) -> Params:
     return params
 
 
+# Two cells, or two layers, are the same if their functions are; a method is the same as that of an equal object. So
+# they can be keys of caches and static arguments of `jax.jit`, and those that were pickled are found again.
+
+
+def _parts(function: Callable[..., Any]) -> Any:
+    """A method as its function and its object, which compares by value where the object does."""
+    if isinstance(function, MethodType):
+        return function.__func__, function.__self__
+    return function
+
+
+def _same_functions(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and tuple(map(_parts, a)) == tuple(map(_parts, b))
+
+
+def _hash_of_functions(functions: Any) -> int:
+    try:
+        return hash(tuple(map(_parts, functions)))
+    except TypeError:  # an option that has no hash, such as a list of Flax modules
+        return hash(tuple(getattr(function, "__func__", None) for function in functions))
+
+
 class Cell(NamedTuple):
     """One time step of a recurrent net, as pure functions.
 
@@ -49,27 +71,14 @@ class Cell(NamedTuple):
     step: Callable[..., tuple[State, Tree]]
     begin: Callable[[Params, Key], Params] = nothing_to_draw
 
-    # Two cells are the same if their functions are; a method is the same as that of an equal object. So cells can be
-    # keys of caches and static arguments of `jax.jit`, and those that were pickled are found again.
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Cell) and tuple(map(_parts, self)) == tuple(map(_parts, other))
+        return _same_functions(self, other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
-        try:
-            return hash(tuple(map(_parts, self)))
-        except TypeError:  # an option that has no hash, such as a list of Flax modules
-            return hash(tuple(getattr(function, "__func__", None) for function in self))
-
-
-def _parts(function: Callable[..., Any]) -> Any:
-    """A method as its function and its object, which compares by value where the object does."""
-    if isinstance(function, MethodType):
-        return function.__func__, function.__self__
-    return function
+        return _hash_of_functions(self)
 
 
 def as_long(lengths: jax.Array) -> jax.Array:
@@ -94,6 +103,15 @@ class SequenceLayer(NamedTuple):
     init: Callable[[Key, Tree], Params]
     apply: Callable[..., tuple[State, Tree]]
     shortened: Callable[[jax.Array], jax.Array] = as_long
+
+    def __eq__(self, other: object) -> bool:
+        return _same_functions(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return _hash_of_functions(self)
 
 
 class Scan(Protocol):

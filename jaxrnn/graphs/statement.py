@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxrnn import checks
 from jaxrnn.cells.layers import layer, lift, recurrent
 from jaxrnn.pickling import Picklable
-from jaxrnn.types import Cell, Tree
+from jaxrnn.types import Cell, SequenceLayer, Tree
 
 START = "start"  # where a graph's parameters keep the delayed values before the first step; no vertex's name
 
@@ -91,7 +91,8 @@ def vertex(name: str, stated: Any) -> Vertex:
         wrap = recurrent if isinstance(what, nn.RNNCellBase) else layer
         return Vertex(wrap(what), sources, combine, False)
     if not callable(what) or isinstance(what, type):
-        raise TypeError(f"{where}: expected a Cell, a Flax module or a function, got {what!r}")
+        got = type(what).__name__ if isinstance(what, SequenceLayer) else repr(what)
+        raise TypeError(f"{where}: expected a Cell, a Flax module or a function, got {got}")
     if combine is not None:
         return Vertex(lift(what), sources, combine, True)
     return Vertex(lift(_itself), sources, what, True)  # a function takes its sources one by one

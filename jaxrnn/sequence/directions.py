@@ -58,6 +58,12 @@ class Bidirectional(LayerDefinition):
 
     def run(self, params: Params, xs: Tree, given: Given) -> tuple[State, Tree]:
         steps = checks.steps("bidirectional", xs)
+        if not isinstance(params, dict) or set(params) != {"forward", "backward"}:
+            got = sorted(params) if isinstance(params, dict) else type(params).__name__
+            raise ValueError(
+                f"bidirectional: params should be a dict of 'forward' and 'backward', got {got}; "
+                "use parameters made by this layer's own init"
+            )
         forward, backward = (own._asdict() for own in given.split(2))
         if given.resets is not None:
             backward["resets"] = begins_backwards(checks.resets("bidirectional", given.resets, steps))

@@ -36,6 +36,12 @@ class Frames(LayerDefinition):
         if given.lengths is None:
             return (), jax.tree.map(lambda leaf: self.over(params, leaf), xs)
         lengths = checks.lengths(self.name, given.lengths, steps)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(xs):
+            if leaf.ndim < 2 + lengths.ndim or leaf.shape[1 : 1 + lengths.ndim] != lengths.shape:
+                raise ValueError(
+                    f"{self.name}: {checks.leaf_name('xs', path)} should be features [T, *B, D] with *B = "
+                    f"{lengths.shape} as in lengths, got {checks.describe(leaf)}; embed symbols first"
+                )
         ys = jax.tree.map(lambda leaf: self.over(params, leaf), zero_where_not(live(steps, lengths), xs))
         shorter = self.shortened(lengths)
         return (), jax.tree.map(lambda leaf: zero_where_not(live(leaf.shape[0], shorter), leaf), ys)
@@ -117,5 +123,7 @@ class Convolution(Frames):
         return self.module.init(key, one)["params"]
 
     def over(self, params: Params, x: jax.Array) -> jax.Array:
+        groups = dict(self.options).get("feature_group_count", 1)
+        checks.features(self.name, x, params["kernel"].shape[1] * groups)
         # Flax has time before the features.
         return jnp.moveaxis(self.module.apply({"params": params}, jnp.moveaxis(x, 0, -2)), -2, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,25 +45,36 @@ class Packed(NamedTuple):
 
     def last(self, ys: Tree) -> Tree:
         """ys [T, R, ...] -> [N, ...]: each sequence's output at its last step; 0 for one of length 0."""
+        self._check("last", ys)
         at = jnp.maximum(self.start + self.lengths - 1, 0)
         return zero_where_not(jnp.asarray(self.lengths > 0), jax.tree.map(lambda y: y[at, self.row], ys))
 
     def sums(self, values: Tree) -> Tree:
         """values [T, R, ...] -> [N, ...]: each sequence's sum, of losses say; 0 for one of length 0."""
+        self._check("sums", values)
         belongs = jnp.where(self.live, self.number, len(self.row)).ravel()  # a number too many is dropped
         add = lambda v: jax.ops.segment_sum(v.reshape(-1, *v.shape[2:]), belongs, len(self.row))
         return jax.tree.map(add, zero_where_not(self.live, values))
 
     def unpacked(self, ys: Tree, steps: int | None = None) -> Tree:
         """ys [T, R, ...] -> [steps, N, ...]: as if the sequences had been padded to `steps` (by default T) with 0."""
+        self._check("unpacked", ys)
         room = self.resets.shape[0]
         steps = room if steps is None else checks.positive_int("unpacked", "steps", steps)
         t = jnp.minimum(jnp.arange(steps)[:, None] + self.start[None], room - 1)
         found = jax.tree.map(lambda y: y[t, self.row[None]], ys)
         return zero_where_not(live(steps, jnp.asarray(self.lengths)), found)
 
+    def _check(self, where: str, tree: Tree) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.shape(leaf)[:2] != self.resets.shape:
+                raise ValueError(
+                    f"Packed.{where}: {checks.leaf_name('ys', path)} should be [T, R, ...] with T, R = "
+                    f"{self.resets.shape}, got {checks.describe(leaf)}; give what unroll over packed.xs returned"
+                )
 
-def pack(sequences: Sequence[Tree], steps: int | None = None, rows: int | None = None) -> Packed:
+
+def pack(sequences: Iterable[Tree], steps: int | None = None, rows: int | None = None) -> Packed:
     """Lays sequences of unequal lengths end to end, in as few rows as are found by first-fit decreasing.
 
         for each sequence, the longest first:  put it into the first row that still has room for it
@@ -82,7 +93,7 @@ def pack(sequences: Sequence[Tree], steps: int | None = None, rows: int | None =
     >>> packed.xs.shape, packed.row.tolist(), packed.start.tolist()
     ((6, 2), [0, 1, 1, 0], [0, 0, 3, 5])
     """
-    leaves, structure = _as_leaves("pack", sequences)
+    leaves, structure = _as_leaves("pack", list(sequences))
     lengths, steps = _measured("pack", leaves, steps)
     placed = first_fit_decreasing(lengths.tolist(), steps)
     needed = max(len(placed), 1)
@@ -129,7 +140,7 @@ def first_fit_decreasing(lengths: Sequence[int], steps: int) -> list[list[int]]:
     return rows
 
 
-def pad(sequences: Sequence[Tree], steps: int | None = None) -> tuple[Tree, np.ndarray]:
+def pad(sequences: Iterable[Tree], steps: int | None = None) -> tuple[Tree, np.ndarray]:
     """Sequences beside each other, [T, N, ...], with zeros from each one's end on; and their lengths, [N] int32.
 
     `steps` is T, by default the longest one's length. Raises: ValueError as `pack` does.
@@ -138,7 +149,7 @@ def pad(sequences: Sequence[Tree], steps: int | None = None) -> tuple[Tree, np.n
     >>> xs.tolist(), lengths.tolist()
     ([[1, 4], [2, 0], [3, 0]], [3, 1])
     """
-    leaves, structure = _as_leaves("pad", sequences)
+    leaves, structure = _as_leaves("pad", list(sequences))
     lengths, steps = _measured("pad", leaves, steps)
     row, start = np.arange(len(lengths)), np.zeros(len(lengths), np.int32)
     laid = [_laid([s[k] for s in leaves], lengths, row, start, (steps, len(lengths))) for k in range(len(leaves[0]))]
@@ -187,9 +198,13 @@ def _as_leaves(where: str, sequences: Sequence[Tree]) -> tuple[list[list[np.ndar
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(sequence)]
         for (path, _), leaf, like in zip(jax.tree_util.tree_leaves_with_path(sequence), leaves, first, strict=True):
             name = checks.leaf_name(f"sequences[{i}]", path)
-            if leaf.ndim == 0 or leaf.shape[1:] != like.shape[1:] or leaf.dtype != like.dtype:
+            if leaf.ndim == 0:
                 raise ValueError(
-                    f"{where}: {name} should be {like.dtype}[n, {', '.join(map(str, like.shape[1:]))}] "
+                    f"{where}: {name} is a scalar; each sequence is an array [n, ...], or a pytree of such"
+                )
+            if leaf.shape[1:] != like.shape[1:] or leaf.dtype != like.dtype:
+                raise ValueError(
+                    f"{where}: {name} should be {like.dtype}[{', '.join(map(str, ('n', *like.shape[1:])))}] "
                     f"as in the first sequence, got {checks.describe(leaf)}"
                 )
             if len(leaf) != len(leaves[0]):

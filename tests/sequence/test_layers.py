@@ -1,5 +1,7 @@
 """Layers of whole sequences: each beside what it gives a sequence alone, a plain loop, and PyTorch."""
 
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -190,6 +192,14 @@ def test_bidirectional_lstm_equals_packed_pytorch(layers):
             np.testing.assert_allclose(grads[0][n][direction][name], want, atol=2e-6)
 
 
+def test_layers_are_pickled_compared_and_static():
+    for name in set(LAYERS) - {"bidirectional, merged"}:  # whose merge is a lambda
+        layer = LAYERS[name]()
+        again = pickle.loads(pickle.dumps(layer))
+        assert again == layer and hash(again) == hash(layer) and layer == LAYERS[name]()
+    assert sequence.every(2) != sequence.every(3)
+
+
 def test_bad_input():
     layer, params, xs = made("bidirectional")
     with pytest.raises(ValueError, match="state has no meaning for a SequenceLayer"):
@@ -212,8 +222,14 @@ def test_bad_input():
         sequence.bidirectional(rnn.gru(2), layer)
     with pytest.raises(ValueError, match="lengths must lie in 0..7"):
         rnn.unroll(layer, params, xs, lengths=jnp.array([8, 1, 1]))
-    with pytest.raises(TypeError, match="over_time: cell must be a Cell"):
+    with pytest.raises(TypeError, match="over_time: cell must be a Cell, got SequenceLayer; .* chain"):
         sequence.over_time(layer)
+    with pytest.raises(ValueError, match="params should be a dict of 'forward' and 'backward', got \\['a'\\]"):
+        rnn.unroll(layer, {"a": 1}, xs)
+    with pytest.raises(ValueError, match=r"every: xs should be features \[T, \*B, D\] with \*B = \(3,\)"):
+        rnn.unroll(sequence.every(2), (), xs[..., 0], lengths=LENGTHS)
+    with pytest.raises(ValueError, match="convolution: x must have 3 features"):
+        rnn.unroll(LAYERS["convolution"](), made("convolution")[1], xs[..., :2])
 
 
 def test_a_given_state_is_all_that_is_asked_for():

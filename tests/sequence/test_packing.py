@@ -220,6 +220,10 @@ def test_bad_input():
         sequence.pack([{"a": np.zeros(2), "b": np.zeros(3)}])
     with pytest.raises(ValueError, match="should have the structure"):
         sequence.pack([{"a": np.zeros(2)}, {"b": np.zeros(2)}])
+    with pytest.raises(ValueError, match=r"pack: sequences\[0\]\[0\] is a scalar"):
+        sequence.pack([[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match=r"Packed.last: ys should be \[T, R, ...\] with T, R = \(12, 4\)"):
+        sequence.pack(iter(parts)).last(jnp.ones((3, 4)))
     with pytest.raises(ValueError, match="pad: sequences"):
         sequence.pad(parts, steps=3)
     with pytest.raises(ValueError, match="buckets: lengths must be integers"):
