@@ -141,7 +141,7 @@ def test_every_public_name_in_the_table_exists():
 
 def test_every_experiment_has_a_row_and_links_lead_somewhere():
     row = README.split("## Results\n")[1].split("\n## ")[0]
-    for name in ("char_lm", "speed", "memory_vs_compute", "memory_vs_compute --million", "unrolling"):
+    for name in ("char_lm", "speed", "memory_vs_compute", "memory_vs_compute --million", "unrolling", "endless_ctc"):
         assert f"| `experiments.{name}` |" in row
     for text, folder in ((README, ROOT), (EXPERIMENTS, ROOT / "experiments")):
         for link in re.findall(r"\]\(([^)#]+)\)", text):
