@@ -29,7 +29,7 @@ gc.set_threshold(50_000, 50, 100)
 
 # `pytest`: the same few examples every time. `pytest --hypothesis-profile=long`: new ones, for about 20 minutes.
 settings.register_profile("few", max_examples=3, derandomize=True, deadline=None)
-settings.register_profile("long", max_examples=100, derandomize=False, deadline=None, print_blob=True)
+settings.register_profile("long", max_examples=130, derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("few")
 
 
