@@ -304,8 +304,8 @@ LOGITS = jnp.zeros((5, 2, 4))
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        (lambda: ctc_loss(LOGITS, [[1, 4], [1, 2]]), r"ctc: labels must lie in 0\.\.3, .*, got 4 at \[0, 1\]"),
-        (lambda: ctc_loss(LOGITS, [[1, -1], [1, 2]]), r"ctc: labels must lie in 0\.\.3, .*, got -1 at \[0, 1\]"),
+        (lambda: ctc_loss(LOGITS, [[1, 4], [1, 2]]), r"ctc: labels must lie in 0\.\.3, got 4 at \[0, 1\]"),
+        (lambda: ctc_loss(LOGITS, [[1, -1], [1, 2]]), r"ctc: labels must lie in 0\.\.3, got -1 at \[0, 1\]"),
         (lambda: ctc_loss(LOGITS, [[1, 2], [1, 0]]), r"labels must not be the blank, 0, got it at \[1, 1\]; .*padding"),
         (lambda: ctc_loss(LOGITS, [[1, 2]]), r"ctc: labels are int32\[1,2\], .* so \*B must be \(1,\), got \(2,\)"),
         (lambda: ctc_loss(LOGITS, [[1.0, 2.0]] * 2), r"ctc: labels must be integers \[\*B, L\], got float32\[2,2\]"),

@@ -134,7 +134,7 @@ LOGITS = jnp.zeros((5, 2, 3, 4))
     [
         (
             lambda: transducer_loss(LOGITS, [[1, 4], [1, 2]]),
-            r"transducer: labels must lie in 0\.\.3, .* got 4 at \[0, 1\]",
+            r"transducer: labels must lie in 0\.\.3, got 4 at \[0, 1\]",
         ),
         (lambda: transducer_loss(LOGITS, [[1, 2], [1, 0]]), r"transducer: labels must not be the blank, 0, .*\[1, 1\]"),
         (lambda: transducer_loss(LOGITS, [[1, 2, 3]] * 2), r"logits \[\*B, L\+1, V\] = \[2, 4\] \+ \[V\]"),
