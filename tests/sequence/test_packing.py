@@ -203,7 +203,16 @@ def test_packed_nets_feed_losses_of_whole_sequences():
     _, ys = rnn.unroll(net, params, packed.xs, resets=packed.resets)
     xs, lengths = sequence.pad(parts)
     _, want = rnn.unroll(net, params, xs, lengths=lengths)
-    assert_close(packed.unpacked(ys, 12), want, 1e-5)
+    got = packed.unpacked(ys, 12)
+    assert_close(got, want, 1e-5)
+    labels = jnp.broadcast_to(jnp.array([[2, 1]]), (len(parts), 2))
+    tags = jnp.ones(got.shape[:2], jnp.int32)
+    transitions = rnn.losses.crf(6).init(jax.random.key(1), None)
+    for loss in (
+        lambda scores, lengths: rnn.losses.ctc_loss(scores, labels, lengths=lengths),
+        lambda scores, lengths: rnn.losses.crf_loss(transitions, scores, tags, lengths=lengths),
+    ):
+        assert_close(loss(got, packed.lengths), loss(want, lengths), 1e-4)
 
 
 def test_bad_input():
