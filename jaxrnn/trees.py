@@ -89,6 +89,11 @@ def is_float(leaf: Any) -> bool:
     return bool(jnp.issubdtype(_dtype(leaf), jnp.inexact))
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype, or float32 for one of 16 bits: sums over a sequence soon pass what those can hold."""
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
+
+
 def only(which: Iterable[bool], leaves: Iterable[Leaf]) -> list[Leaf]:
     """The marked leaves."""
     return [leaf for chosen, leaf in zip(which, leaves, strict=True) if chosen]

@@ -40,5 +40,12 @@ def x64():
         yield
 
 
+@pytest.fixture
+def lenient():
+    """Dtypes and ranks as optax and orbax have them; strictness is for our own code."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 # Programs that tests start in processes of their own, with four devices: not to be imported in search of doctests.
 collect_ignore = ["sequence/on_four_devices.py", "scans/on_a_mesh.py"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import checks
+from jaxrnn import checks, trees
 from jaxrnn.pickling import Picklable
 from jaxrnn.types import Cell, Key, Params, State, Tree, nothing_to_draw
 
@@ -31,7 +31,7 @@ def recurrent_weights(key: Key, size: int, gates: int, dtype: Any, rows: int | N
     All singular values are 1, so that a linear net neither shrinks nor grows what it carries.
     """
     # The QR decomposition behind it exists from float32 upwards.
-    wide = dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
+    wide = trees.wide(dtype)
     blocks = [_orthogonal(k, (rows or size, size), wide) for k in jax.random.split(key, gates)]
     return jnp.concatenate(blocks, axis=-1).astype(dtype)
 

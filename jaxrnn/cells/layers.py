@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from jaxrnn import trees
-from jaxrnn.cells.base import Definition
+from jaxrnn.cells.base import Definition, WithoutParameters
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -37,12 +37,8 @@ class Stateless(Definition):
 
 
 @dataclass(frozen=True)
-class Lifted(Stateless):
+class Lifted(WithoutParameters, Stateless):
     fn: Callable[..., Tree]
-
-    def init(self, key: Key, x: Tree) -> Params:
-        del key, x
-        return ()
 
     def step(self, params: Params, state: State, x: Tree, *, key: Key | None = None) -> tuple[State, Tree]:
         del params, key

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxrnn import checks, meshes
+from jaxrnn.combinators.masking import choose
 from jaxrnn.combinators.stacking import Around, split_key
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
@@ -85,14 +85,10 @@ class ScheduledSampling(Around):
         if k_choose is not None:
             drawn = jax.random.uniform(k_choose, state.any.shape) < self.rate
             own = meshes.placed(drawn, state.any) & state.any
-            x = jax.tree.map(lambda mine, given: _where(own, mine, given), state.predicted, x)
+            x = choose("scheduled_sampling", "x", own, state.predicted, x)
         s_out, y = self.inner.step(params, state.cell, x, key=k_cell)
         if k_sample is None:  # what nobody will read is not drawn
             return Predicting(s_out, state.predicted, state.any), y
         predicted = self.sample(k_sample, y)
         checks.same_type("scheduled_sampling", "sample's result", state.predicted, predicted, remedy)
         return Predicting(s_out, predicted, jnp.ones_like(state.any)), y
-
-
-def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(lax.broadcast_in_dim(mask, a.shape, tuple(range(mask.ndim))), a, b)

@@ -37,7 +37,7 @@ def _keeping_no_masks(fn: Callable[..., Any]) -> Callable[..., Any]:
     return jax.checkpoint(fn, prevent_cse=False, policy=_cheaper_to_redo)
 
 
-def _choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false: Tree, *, shared: bool = False) -> Tree:
+def choose(where: str, what: str, mask: jax.Array, when_true: Tree, when_false: Tree, *, shared: bool = False) -> Tree:
     """Leaf by leaf, `mask ? when_true : when_false` with the mask over the leading dimensions.
 
     With `shared`, a leaf with fewer dimensions than the batch has is one that all sequences share: it is
@@ -100,10 +100,10 @@ class Masked(OfPair):
             mask = self.live(mask)
         if mask.dtype != jnp.bool_:
             raise TypeError(f"masked: mask must be boolean, got {checks.describe(mask)}")
-        inputs = _choose("masked", "x", mask, inputs, _zeros(inputs), shared=True)
+        inputs = choose("masked", "x", mask, inputs, _zeros(inputs), shared=True)
         new, y = self.inner.step(params, state, inputs, key=key)
-        new = _choose("masked", "state", mask, new, state, shared=True)
-        return new, _choose("masked", "y", mask, y, _zeros(y))
+        new = choose("masked", "state", mask, new, state, shared=True)
+        return new, choose("masked", "y", mask, y, _zeros(y))
 
 
 def _has_nan(tree: Tree, batch_dims: int) -> jax.Array:
@@ -165,12 +165,12 @@ class Resettable(OfPair):
         if reset.dtype != jnp.bool_:
             raise TypeError(f"resettable: reset must be boolean, got {checks.describe(reset)}")
         start = meshes.placed(self.inner.initial_state(params, reset.shape), state)
-        state = _choose("resettable", "state", reset, start, state)
+        state = choose("resettable", "state", reset, start, state)
         poisoned, (new_nan, y_nan) = _poisoned(self.inner, params, state, inputs, key, reset.ndim)
         poisoned = jnp.broadcast_to(poisoned, reset.shape)
         # The step to differentiate never sees what made the NaN: 0 * NaN would be NaN in its gradient.
-        state = _choose("resettable", "state", poisoned, start, state)
-        inputs = _choose("resettable", "x", poisoned, _zeros_for_nans(inputs), inputs)
+        state = choose("resettable", "state", poisoned, start, state)
+        inputs = choose("resettable", "x", poisoned, _zeros_for_nans(inputs), inputs)
         new, y = self.inner.step(params, state, inputs, key=key)
-        new = _choose("resettable", "state", poisoned, new_nan, new)
-        return new, _choose("resettable", "y", poisoned, y_nan, y)
+        new = choose("resettable", "state", poisoned, new_nan, new)
+        return new, choose("resettable", "y", poisoned, y_nan, y)

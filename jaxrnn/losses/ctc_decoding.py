@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import checks
-from jaxrnn.cells.layers import Stateless
+from jaxrnn.cells.base import WithoutParameters
 from jaxrnn.types import Cell, Key, Params
 
 LanguageModel = Callable[[Any, int], tuple[Any, float]]  # (state, label) -> (state, log p)
@@ -33,12 +33,8 @@ def ctc_greedy(blank: int = 0) -> Cell:
 
 
 @dataclass(frozen=True)
-class Greedy(Stateless):
+class Greedy(WithoutParameters):
     blank: int
-
-    def init(self, key: Key, x: Any) -> Params:
-        del key, x
-        return ()
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> jax.Array:
         del params

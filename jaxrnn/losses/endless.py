@@ -15,6 +15,7 @@ from jax.scipy.special import gammaln
 
 from jaxrnn import checks
 from jaxrnn.cells.base import WithoutParameters
+from jaxrnn.combinators.masking import choose
 from jaxrnn.losses.alignment import (
     NEVER,
     CTCState,
@@ -107,21 +108,16 @@ class CTCStream(WithoutParameters):
         counted = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1) < now.label_lengths[..., None]
         check_no_blank("ctc_stream", labels, counted, self.blank)
         check_range("ctc_stream", labels, counted, logits.shape[-1])
-        state = _chosen(now.begins, nothing_read(labels.shape, state.scale.dtype), state)
+        state = choose("ctc_stream", "state", now.begins, nothing_read(labels.shape, state.scale.dtype), state)
         state = advanced(state, logits, labels, counted, self.blank)
         nll = ctc_nll(state, now.label_lengths)
-        return _chosen(now.ends, _closed(state), state), jnp.where(now.ends, _known(nll), 0.0)
+        return choose("ctc_stream", "state", now.ends, _closed(state), state), jnp.where(now.ends, _known(nll), 0.0)
 
 
 def _closed(state: CTCState) -> CTCState:
     """No utterance is open: nothing is possible until one begins."""
     never = lambda a: jnp.full_like(a, NEVER)
     return CTCState(never(state.blank), never(state.label), jnp.zeros_like(state.scale))
-
-
-def _chosen(which: jax.Array, one: CTCState, other: CTCState) -> CTCState:
-    widened = lambda a: lax.broadcast_in_dim(which, a.shape, tuple(range(which.ndim)))
-    return jax.tree.map(lambda a, b: jnp.where(widened(a), a, b), one, other)
 
 
 def _known(nll: jax.Array) -> jax.Array:

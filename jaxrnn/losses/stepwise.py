@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrnn import checks
+from jaxrnn import checks, trees
+from jaxrnn.sequence.layers import live
 
 
 def counted_steps(where: str, shape: tuple[int, ...], lengths: Any, mask: Any) -> jax.Array:
@@ -20,19 +21,13 @@ def counted_steps(where: str, shape: tuple[int, ...], lengths: Any, mask: Any) -
         lengths = checks.lengths(where, lengths, shape[0])
         if lengths.shape != shape[1:]:
             raise ValueError(f"{where}: lengths must be [*B] = {list(shape[1:])}, got {checks.describe(lengths)}")
-        t = jnp.arange(shape[0], dtype=lengths.dtype).reshape(-1, *[1] * lengths.ndim)
-        counted = jnp.broadcast_to(t, shape) < jnp.broadcast_to(lengths, shape)
+        counted = live(shape[0], lengths)
     if mask is not None:
         mask = jnp.asarray(mask)
         if mask.dtype != jnp.bool_ or mask.shape != shape:
             raise ValueError(f"{where}: mask must be bool{list(shape)}, got {checks.describe(mask)}")
         counted = counted & mask
     return counted
-
-
-def _wide(dtype: Any) -> Any:
-    """At least float32: sums over a sequence soon pass what 16 bits can hold."""
-    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
 
 
 def reduced(values: jax.Array, *, lengths: Any = None, mask: Any = None, reduction: str = "mean") -> jax.Array:
@@ -60,7 +55,7 @@ def _reduced(values: jax.Array, counted: jax.Array, weights: jax.Array | None, r
     values = jnp.where(counted, values, jnp.zeros_like(values))
     if reduction == "none":
         return values
-    total = jnp.sum(values, dtype=_wide(values.dtype))
+    total = jnp.sum(values, dtype=trees.wide(values.dtype))
     if reduction == "sum":
         return total
     if weights is None:
@@ -133,7 +128,7 @@ def cross_entropy(
         )
     logits, targets, counted = _predictions("cross_entropy", logits, targets, lengths, mask)
     classes = logits.shape[-1]
-    logits = logits.astype(_wide(logits.dtype))
+    logits = logits.astype(trees.wide(logits.dtype))
     weights = None if class_weights is None else _class_weights(class_weights, classes).astype(logits.dtype)
     of_steps = None if weights is None else weights[targets]
     if label_smoothing:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxrnn import checks, inference, trees
 from jaxrnn.cells.base import Definition
+from jaxrnn.sequence.layers import live, zero_where_not
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 _lecun = jax.nn.initializers.lecun_normal()
@@ -58,10 +59,8 @@ def attending(cell: Cell, memory: jax.Array, lengths: Any = None, *, score: str 
         raise ValueError(
             f"attending: lengths must be [*B] = {list(batch)} as in memory, got {checks.describe(lengths)}"
         )
-    s = jnp.arange(memory.shape[0], dtype=lengths.dtype).reshape(-1, *[1] * lengths.ndim)
-    live = jnp.broadcast_to(s, memory.shape[:-1]) < jnp.broadcast_to(lengths, memory.shape[:-1])
-    memory = jnp.where(jnp.broadcast_to(live[..., None], memory.shape), memory, jnp.zeros_like(memory))
-    return Attending(cell, memory, live, score, size).cell
+    within = live(memory.shape[0], lengths)
+    return Attending(cell, zero_where_not(within, memory), within, score, size).cell
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no equality that is one boolean

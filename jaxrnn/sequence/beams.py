@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks
+from jaxrnn import checks, trees
 from jaxrnn.sequence.feedback import checked, fed_back
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
@@ -70,7 +70,7 @@ def beam_search(
     beams = lambda leaf: jnp.broadcast_to(leaf, (width, *leaf.shape))
     step = jax.vmap(lambda state, x: cell.step(params, state, x))  # the beams lead; what is closed over has none
     one = jnp.arange(width) == 0  # at first there is one beam, and the others are impossible
-    scores = jnp.where(one, jnp.zeros(()), jnp.full((), -jnp.inf)).astype(_wide(y.dtype))
+    scores = jnp.where(one, jnp.zeros(()), jnp.full((), -jnp.inf)).astype(trees.wide(y.dtype))
     start = Followed(
         jnp.broadcast_to(scores, (*batch, width)),
         jnp.zeros((*batch, width), jnp.bool_),
@@ -99,10 +99,6 @@ def _classes(x: jax.Array, y: Any) -> int:
             f"got {checks.describe_tree(y)}; put a readout on it, e.g. stack(net, layer(nn.Dense(V)))"
         )
     return int(y.shape[-1])
-
-
-def _wide(dtype: Any) -> Any:
-    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
 
 
 def _with_end(beams: Followed) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks, trees
-from jaxrnn.combinators.masking import resettable
+from jaxrnn.combinators.masking import choose, resettable
 from jaxrnn.combinators.stacking import Around
 from jaxrnn.scans import scan as fissioned_scan
 from jaxrnn.sequence.directions import begins_backwards
@@ -46,11 +46,8 @@ def states_at_ends(
     xs = ((packed.xs, resets), slots)
     (_, states), _ = unroll(collecting, params, xs, key=key, reverse=reverse, outputs="none", scan=scan)
 
-    def of_length_0(first: jax.Array, state: jax.Array) -> jax.Array:
-        empty = jnp.reshape(packed.lengths == 0, (count, *[1] * (state.ndim - 1)))
-        return jnp.where(jnp.broadcast_to(empty, state.shape), first, state)
-
-    return jax.tree.map(of_length_0, cell.initial_state(params, (count,)), states)
+    first = cell.initial_state(params, (count,))
+    return choose("states_at_ends", "state", jnp.asarray(packed.lengths == 0), first, states)
 
 
 @dataclass(frozen=True)

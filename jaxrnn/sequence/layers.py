@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks, inference, trees
+from jaxrnn.combinators.masking import choose
 from jaxrnn.combinators.stacking import split_key, stack
 from jaxrnn.pickling import Picklable
 from jaxrnn.scans import scan as fissioned_scan
@@ -44,12 +45,7 @@ def live(steps: int, lengths: jax.Array) -> jax.Array:
 
 def zero_where_not(counts: jax.Array, tree: Tree) -> Tree:
     """Leaves [T, *B, ...] with zeros where a step does not count, [T, *B]."""
-
-    def chosen(leaf: jax.Array) -> jax.Array:
-        wide = jnp.broadcast_to(counts.reshape(*counts.shape, *[1] * (leaf.ndim - counts.ndim)), leaf.shape)
-        return jnp.where(wide, leaf, jnp.zeros_like(leaf))
-
-    return jax.tree.map(chosen, tree)
+    return choose("unroll", "ys", counts, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 class Given(NamedTuple):

@@ -77,13 +77,6 @@ def test_the_memory_is_not_copied_per_step():
     assert taken(rnn.scan) < steps * memory.size * 4 / 4 and taken(rnn.scan) < 1.5 * taken(jax.lax.scan)
 
 
-@pytest.fixture
-def lenient():
-    """Dtypes as optax has them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def test_an_encoder_s_state_is_handed_over_and_a_decoder_learns_to_copy(lenient):
     classes, length = 5, 4
     encoder = rnn.stack(rnn.layer(nn.Embed(classes, 12)), rnn.gru(16))

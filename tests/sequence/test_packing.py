@@ -116,13 +116,6 @@ def test_every_step_belongs_where_it_came_from():
     assert (packed.resets == (begins | left_over)).all() and left_over.sum() <= packed.resets.shape[1]
 
 
-@pytest.fixture
-def lenient():
-    """Dtypes as optax has them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def test_packed_goes_through_jit_and_fit(lenient):
     net = rnn.stack(rnn.gru(4), rnn.layer(nn.Dense(1)))
     rng = np.random.default_rng(1)

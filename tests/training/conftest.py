@@ -8,10 +8,8 @@ CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cach
 
 
 @pytest.fixture(autouse=True)
-def lenient():
-    """Optax and orbax promote dtypes within themselves; strictness is for our own code."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+def as_optax_has_it(lenient):
+    """Dtypes of all tests here."""
 
 
 @pytest.fixture(autouse=True, scope="package")
