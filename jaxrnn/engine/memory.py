@@ -30,7 +30,7 @@ def step_bytes(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tre
     """
     if scan is not lax.scan:
         return StepBytes(nbytes(carry), kept_under(scan, f, carry, x), nbytes(x))
-    backward, n = _backward(f, carry, x)
+    backward, n, _ = _backward(f, carry, x)
     carry_leaves = jax.tree.leaves(carry)
     varies = set(backward.invars[n:])
     inputs = set(backward.invars[n + len(carry_leaves) :])
@@ -47,9 +47,8 @@ def carry_read_again(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, 
     They are what the values to keep depend on, in this step or through a later one. A total, or a buffer that is
     only written to, is none of them, and XLA keeps nothing of it at a segment's end.
     """
-    backward, consts = _backward(f, carry, x)
+    backward, consts, step = _backward(f, carry, x)
     leaves = jax.tree.leaves(carry)
-    step = jax.make_jaxpr(f)(carry, x).jaxpr
     again = [v in _sources(backward, backward.outvars) for v in backward.invars[consts : consts + len(leaves)]]
     while True:
         wanted = [after for after, is_read in zip(step.outvars, again, strict=False) if is_read]
@@ -70,15 +69,15 @@ def kept_under(scan: Scan, f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: 
 
     def residuals(steps: int) -> int:
         xs = all_steps(x, steps)
-        backward, _ = _backward(lambda carry, xs: scan(f, carry, xs, length=steps), carry, xs)
+        backward, _, _ = _backward(lambda carry, xs: scan(f, carry, xs, length=steps), carry, xs)
         kept = {v for v in backward.outvars if not isinstance(v, Literal)} - set(backward.invars)
         return sum(leaf_bytes(v.aval) for v in kept)
 
     return (residuals(8) - residuals(4)) // 4
 
 
-def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> tuple[Jaxpr, int]:
-    """f's trace, returning what its vector-Jacobian product needs; so many of its first inputs were closed over."""
+def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree) -> tuple[Jaxpr, int, Jaxpr]:
+    """What f's vector-Jacobian product needs; how many of its first inputs were closed over; f's own trace."""
     closed = jax.make_jaxpr(f)(carry, x)
     consts = [v.aval for v in closed.jaxpr.constvars]
     jaxpr = closed.jaxpr
@@ -88,4 +87,4 @@ def _backward(f: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, x: Tree
     def residuals(*args: Any) -> list[Any]:
         return jax.tree.leaves(jax.vjp(jaxpr_as_fun(opened), *args)[1])
 
-    return jax.make_jaxpr(residuals)(*consts, *jax.tree.leaves((carry, x))).jaxpr, len(consts)
+    return jax.make_jaxpr(residuals)(*consts, *jax.tree.leaves((carry, x))).jaxpr, len(consts), jaxpr
