@@ -21,7 +21,7 @@ sequence.attention sequence.feedback sequence.generation sequence.beams sequence
 losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linear_chain
 losses.endless losses
 training.optimizers training.streams training.step training.averages training.files training.locks training.records
-training.checkpoints training.runs training.batches training.best training.stopping training.progress
+training.checkpoints training.runs training.batches training.bucketed training.best training.stopping training.progress
 training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures

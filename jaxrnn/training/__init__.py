@@ -3,6 +3,7 @@
 from jaxrnn.training.averages import averaged, averaging
 from jaxrnn.training.batches import BatchIterator
 from jaxrnn.training.best import Best
+from jaxrnn.training.bucketed import Bucketed, Padded
 from jaxrnn.training.diagnosis import NotFinite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.fitting import fit
@@ -16,8 +17,10 @@ from jaxrnn.training.streams import Streams
 __all__ = [
     "BatchIterator",
     "Best",
+    "Bucketed",
     "Interrupted",
     "NotFinite",
+    "Padded",
     "Run",
     "RunError",
     "Streams",

@@ -1,0 +1,1 @@
+"""Real data for the experiments: fetched at run time from pinned packages, checked, cached, never shipped."""

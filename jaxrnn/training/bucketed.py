@@ -1,0 +1,157 @@
+"""`Bucketed`: batches of sequences of unequal lengths, in a few shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn import checks
+from jaxrnn.sequence.packing import pad
+
+
+class Padded(NamedTuple):
+    """Sequences beside each other, with zeros from each one's end on. A pytree."""
+
+    xs: Any  # [T, B, ...]
+    lengths: np.ndarray  # [B] int32
+
+
+Batch = dict[str, Any]
+
+
+class Bucketed:
+    """Batches for `fit` of sequences of unequal lengths: each is padded to the next of a few bounds.
+
+        batches = Bucketed({"source": sources, "target": targets, "label": labels}, tokens=2048, seed=0)
+        batches(step) == {"source": Padded(xs [T, B, ...], lengths [B]), "target": Padded(...), "label": [B, ...]}
+
+        for each epoch:  shuffle;  for each bound, the shorter first:  cut what fits it into batches, and hand what
+                         is left over to the next bound;  shuffle the batches
+
+    A field is a sequence of N arrays [n_i, ...], each with a length of its own, or an array [N, ...] of one entry per
+    example. T is a bound, the same for all fields of a batch: the least that the longest of an example's fields fits.
+    `bounds`: these numbers of steps, or how many of them, set so that as many examples fit each. `size`: examples in
+    every batch; or `tokens`: a bound of T steps makes batches of tokens // T. So one train step is compiled per bound.
+    What is left over in the largest bound is left out of that epoch; each epoch has its own order. A batch is a
+    function of its number (and the seed), so `fit` resumes to the same bits.
+    Cost: on the host, an order of N numbers per epoch and a copy of each batch.
+    Raises: ValueError for no fields, fields of unequal N or without sequences of unequal length among them, examples
+    longer than every bound or too few for one batch, and for both or neither of `size` and `tokens`.
+
+    >>> words = [np.arange(n) for n in (5, 1, 4, 2, 3, 2)]
+    >>> batches = Bucketed({"word": words}, size=2, bounds=(2, 5))
+    >>> batches.per_epoch, sorted(batches(step)["word"].xs.shape for step in range(3))
+    (3, [(2, 2), (5, 2), (5, 2)])
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        size: int | None = None,
+        tokens: int | None = None,
+        bounds: int | Sequence[int] = 4,
+        seed: int = 0,
+    ) -> None:
+        if (size is None) == (tokens is None):
+            raise ValueError(
+                "Bucketed: give either size, in examples, or tokens, in steps of all of a batch's examples"
+            )
+        self.fields = dict(fields)
+        self.sequences = {name: _lengths(name, field) for name, field in self.fields.items() if not _is_array(field)}
+        counts = {name: len(field) for name, field in self.fields.items()}
+        if not self.sequences or len(set(counts.values())) != 1 or not min(counts.values()):
+            raise ValueError(
+                "Bucketed: fields must hold the same number of examples, at least one, and one of them sequences "
+                f"(a list of arrays [n_i, ...]), got {counts}"
+            )
+        self.longest = np.max(list(self.sequences.values()), axis=0)  # [N] of an example's fields
+        self.bounds = _bounds(self.longest, bounds)
+        self.seed = seed
+        if size is not None:
+            self.sizes = [checks.positive_int("Bucketed", "size", size)] * len(self.bounds)
+        else:
+            tokens = checks.positive_int("Bucketed", "tokens", tokens, least=self.bounds[-1])
+            self.sizes = [tokens // bound for bound in self.bounds]
+        self._epoch, self._plan = 0, self._planned(0)
+        if not self._plan:
+            raise ValueError(
+                f"Bucketed: {len(self.longest)} examples make no batch; the bounds {self.bounds} have batches of "
+                f"{self.sizes}; make them smaller"
+            )
+        self.per_epoch = len(self._plan)
+
+    def __call__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.per_epoch)  # as many batches in every epoch: lengths decide, not the order
+        if epoch != self._epoch:
+            self._epoch, self._plan = epoch, self._planned(epoch)
+        return self.batch(*self._plan[place])
+
+    def batch(self, members: np.ndarray, bound: int) -> Batch:
+        """The examples of these numbers, padded to `bound` steps; an empty example for each number of -1."""
+        return {name: self._field(name, members, bound) for name in self.fields}
+
+    def once(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        """All examples once, the shortest first, in batches of the same shapes: (their numbers, batch).
+
+        A batch that is not full is filled up with empty sequences (and zeros), so the numbers may be fewer than B.
+        """
+        order = np.argsort(self.longest, kind="stable")
+        bucket = np.searchsorted(self.bounds, self.longest[order])
+        for b, (bound, size) in enumerate(zip(self.bounds, self.sizes, strict=True)):
+            fitting = order[bucket == b]
+            for at in range(0, len(fitting), size):
+                members = fitting[at : at + size]
+                yield members, self.batch(np.pad(members, (0, size - len(members)), constant_values=-1), bound)
+
+    def _field(self, name: str, members: np.ndarray, bound: int) -> Any:
+        field = self.fields[name]
+        if name not in self.sequences:
+            found = np.asarray(field)[members]
+            found[members < 0] = 0
+            return found
+        return Padded(*pad([field[i] if i >= 0 else field[0][:0] for i in members], bound))
+
+    def _planned(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        """An epoch's batches in order: examples, and the bound to pad them to."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order, batches, left = rng.permutation(len(self.longest)), [], np.zeros(0, int)
+        bucket = np.searchsorted(self.bounds, self.longest[order])
+        for b, (bound, size) in enumerate(zip(self.bounds, self.sizes, strict=True)):
+            members = np.concatenate([left, order[bucket == b]])
+            whole = len(members) // size * size
+            batches += [(members[at : at + size], bound) for at in range(0, whole, size)]
+            left = members[whole:]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _is_array(field: Any) -> bool:
+    """Whether a field has one entry per example, and not a sequence of its own for each."""
+    return hasattr(field, "shape")
+
+
+def _lengths(name: str, field: Sequence[Any]) -> np.ndarray:
+    for i, entry in enumerate(field):
+        if np.ndim(entry) == 0:
+            raise ValueError(
+                f"Bucketed: fields[{name!r}][{i}] is no sequence; give a list of arrays [n_i, ...], or one array "
+                "[N, ...] of an entry per example"
+            )
+    return np.array([len(entry) for entry in field], np.int32)
+
+
+def _bounds(longest: np.ndarray, bounds: int | Sequence[int]) -> list[int]:
+    """The numbers of steps to pad to, ascending."""
+    if isinstance(bounds, (int, np.integer)):
+        count = checks.positive_int("Bucketed", "bounds", bounds)
+        shares = np.quantile(longest, np.arange(1, count + 1) / count, method="higher")
+        return sorted({max(int(n), 1) for n in shares})
+    given = [checks.positive_int("Bucketed", "bounds", n) for n in bounds]
+    if not given or given != sorted(set(given)):
+        raise ValueError(f"Bucketed: bounds must be ascending numbers of steps, got {list(bounds)}")
+    if (longest > given[-1]).any():
+        i = int(np.argmax(longest > given[-1]))
+        raise ValueError(f"Bucketed: example {i} has {longest[i]} steps, more than the largest bound {given[-1]}")
+    return given
