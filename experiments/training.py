@@ -41,7 +41,7 @@ def about(config: Settings, experiment: str, steps: int) -> dict[str, Any]:
 
 
 def steps_of(config: Settings, per_minute: float) -> int:
-    """How many training steps the settings ask for: a number, not a clock, so that a resumed run ends in the same bits."""
+    """How many training steps are asked for: a number, not a clock, so that a resumed run ends in the same bits."""
     steps = round(config.minutes * per_minute) if config.steps is None else config.steps
     if steps < 1:
         raise harness.UsageError(f"--minutes or --steps must ask for at least one step, got {steps}")

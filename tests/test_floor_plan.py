@@ -82,7 +82,7 @@ def test_only_public_names_of_jax():
 
 
 def test_experiments_use_the_public_library():
-    for path in (ROOT / "experiments").glob("*.py"):
+    for path in (ROOT / "experiments").rglob("*.py"):
         for imported in imports(path):
             assert imported == "jaxrnn" or not imported.startswith("jaxrnn"), f"{path.name} imports {imported}"
 
@@ -100,7 +100,7 @@ def test_public_names_are_documented():
 
 
 def test_files_are_short_enough_to_read():
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py")]:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
         assert len(path.read_text().splitlines()) <= 350, path
 
 
@@ -123,7 +123,7 @@ def functions(path):
 def test_functions_are_short_enough_to_read():
     long = {
         f"{path.relative_to(ROOT)}:{function.lineno} {function.name}": code_lines(function)
-        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py")]
+        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
         for function in functions(path)
         if code_lines(function) > 50
     }

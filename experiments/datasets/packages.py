@@ -57,8 +57,8 @@ def fetched(package: Package) -> Path:
                 shutil.move(found / path, draft / path)
             shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
             draft.replace(folder)
-    except subprocess.CalledProcessError as error:
-        said = ((error.stderr or "") + (error.stdout or "")).strip().splitlines()
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or "").strip().splitlines()
         raise Missing(f"{about}: {said[-1] if said else error}") from error
     except OSError as error:
         raise error if isinstance(error, Missing) else Missing(f"{about}: {error}") from error
@@ -93,12 +93,17 @@ def _from_pypi(package: Package, folder: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
         _ask(*pip, "download", "--no-deps", f"{package.name}=={package.version}", cwd=Path(scratch))
         (archive,) = Path(scratch).iterdir()
-        if archive.suffix in (".whl", ".zip"):
-            shutil.unpack_archive(archive, folder, "zip")
-        else:
-            shutil.unpack_archive(archive, folder, filter="data")
+        unpacked(archive, folder)
+
+
+def unpacked(archive: Path, folder: Path) -> None:
+    """A wheel's or a source distribution's files; the latter has all of them in one folder, which is left away."""
+    if archive.suffix in (".whl", ".zip"):
+        shutil.unpack_archive(archive, folder, "zip")
+    else:
+        shutil.unpack_archive(archive, folder, filter="data")
     inside = list(folder.iterdir())
-    if len(inside) == 1:  # a source distribution has everything in one folder
+    if len(inside) == 1:
         for path in inside[0].iterdir():
             path.rename(folder / path.name)
         inside[0].rmdir()
