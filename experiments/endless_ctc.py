@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from rapidfuzz.distance import Levenshtein
 
 import jaxrnn as rnn
 from experiments import harness
@@ -82,22 +83,13 @@ def sizes_of(window: str) -> dict[str, int]:
     return dict(zip(("reach", "emit", "lookahead"), parts, strict=True))
 
 
-def edit_distance(a: list[int], b: list[int]) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
-
-
 def label_error(read: np.ndarray, seen: rnn.losses.Utterances) -> float:
     """Edits per label, over all utterances that were read whole; read [T, B]: the label that begins, or -1."""
     edits = count = 0
     for b in range(read.shape[1]):
         for start, stop in zip(np.flatnonzero(seen.begins[:, b]), np.flatnonzero(seen.ends[:, b]), strict=False):
             labels = np.asarray(seen.labels[start, b])[: int(seen.label_lengths[start, b])].tolist()
-            edits += edit_distance(labels, [int(k) for k in read[start : stop + 1, b] if k >= 0])
+            edits += Levenshtein.distance(labels, [int(k) for k in read[start : stop + 1, b] if k >= 0])
             count += len(labels)
     return edits / count
 
