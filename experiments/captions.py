@@ -28,10 +28,10 @@ import sacrebleu
 from sklearn.neighbors import NearestNeighbors
 
 import jaxrnn as rnn
-from experiments import harness, training
+from experiments import drawings, harness, training
 from experiments.datasets.emoji import Emoji, Split, emoji
 
-PER_MINUTE = 320  # training steps on two cores
+PER_MINUTE = 600  # training steps on two cores
 EDGE = "."  # the symbol that begins and ends a caption
 READ = 64  # pictures at a time
 
@@ -169,10 +169,10 @@ def main(config: Config) -> None:
         net = Net(config, vocabulary)
         params = net.init(jax.random.key(config.seed))
         fields = {"picture": data.train.pictures, "caption": [net.numbers(name) for name in data.train.names]}
-        batches = rnn.training.Bucketed(fields, size=config.batch, bounds=(9, longest), seed=config.seed)
-    evaluate = lambda params: figures(
-        net.captions(params, data.development.pictures, longest), data.development.names
-    )
+        batches = rnn.training.Bucketed(
+            fields, size=config.batch, bounds=sorted({min(9, longest), longest}), seed=config.seed
+        )
+    evaluate = lambda params: figures(net.captions(params, data.development.pictures, longest), data.development.names)
     with rnn.training.Run(config.run, training.about(config, "captions", steps)) as run:
         about = ", ".join(f"{len(part.names)} {name}" for name, part in data._asdict().items())
         loss = lambda scan: lambda params: net.loss(scan, params, batches(0), jax.random.key(0))
@@ -198,58 +198,16 @@ def report(config: Config, run: Any, net: Net, params: Any, data: Split, longest
         everything += [{"part": part, "name": a, "net": b, "nearest": c} for a, b, c in columns]
     training.write_results(run, results)
     run.write("captions.csv", harness.as_csv(everything))
-    harness.print_table(console, f"captions of emoji, {config.width} beams", rows, left=("unseen", "captions"), section="unseen")
+    harness.print_table(
+        console, f"captions of emoji, {config.width} beams", rows, left=("unseen", "captions"), section="unseen"
+    )
     others = {"nearest picture, unseen combinations": results["nearest picture, unseen combinations"]["bleu"]}
     harness.picture(run.folder / "curve.png", partial(training.draw_curve, run, "bleu", others, each=config.batch))
-    harness.picture(run.folder / "captions.png", partial(draw_captions, data, everything), columns=2)
-    harness.picture(run.folder / "attention.png", partial(draw_attention, net, params, data.combinations, everything))
+    harness.picture(run.folder / "captions.png", partial(drawings.captions, data, everything), columns=2)
+    right = [i for i, row in enumerate(everything[: len(data.combinations.names)]) if row["net"] == row["name"]]
+    looks = partial(drawings.looks, data.combinations, right or [0], words, partial(net.looks, params))
+    harness.picture(run.folder / "attention.png", looks, columns=2)
     console.print(f"written: {run.folder / 'results.json'}, captions.csv and pictures beside it")
-
-
-def draw_captions(data: Split, everything: Any, panels: Any) -> None:
-    """Emoji of both parts, every so many, with what is said of them and what they are called."""
-    figure = panels[0].figure
-    for axes in panels:
-        axes.remove()
-    figure.set_size_inches(16, 11)
-    for half, part in zip(figure.subfigures(1, 2), ("combinations", "bases"), strict=True):
-        half.suptitle(f"unseen {part}: what the net says (what it is)")
-        own, rows = getattr(data, part), [row for row in everything if row["part"] == part]
-        for axes, i in zip(half.subplots(5, 4).flat, np.linspace(0, len(rows) - 1, 20).astype(int), strict=True):
-            show(axes, own.pictures[i])
-            right = rows[i]["net"] == rows[i]["name"]
-            text = wrapped(rows[i]["net"]) + ("" if right else f"\n({wrapped(rows[i]['name'])})")
-            axes.set_title(text, fontsize=7, color="darkgreen" if right else "firebrick")
-
-
-def draw_attention(net: Net, params: Any, own: Emoji, everything: Any, axes: Any) -> None:
-    """Where the net looks as it says a word, for the longest captions that are right and begin differently."""
-    right = [i for i, row in enumerate(everything[: len(own.names)]) if row["net"] == row["name"]]
-    ordered = sorted(right, key=lambda i: -len(words(own.names[i])))
-    chosen = list({words(own.names[i])[0]: i for i in reversed(ordered)}.values())[::-1][:4] or [0]
-    figure = axes.figure
-    axes.remove()
-    figure.set_size_inches(16, 8)
-    grid = figure.subplots(len(chosen), 11, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for line, i in zip(grid, chosen, strict=True):
-        show(line[0], own.pictures[i])
-        line[0].set_title(wrapped(own.names[i]), fontsize=7)
-        looks = [(w, a) for w, a in zip(words(own.names[i]), net.looks(params, own.pictures[i], own.names[i]), strict=False)]
-        for axes, (word, where) in zip(line[1:], [(w, a) for w, a in looks if w not in ":,"], strict=False):
-            show(axes, own.pictures[i])
-            axes.imshow(where, cmap="magma", alpha=0.65, extent=(-0.5, 31.5, 31.5, -0.5), interpolation="bilinear")
-            axes.set_title(word, fontsize=9)
-
-
-def show(axes: Any, picture: np.ndarray) -> None:
-    axes.imshow(picture)
-    axes.axis("off")
-
-
-def wrapped(text: str) -> str:
-    return re.sub(r"(.{1,26})(?:\s|$)", r"\1\n", text).strip()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ NAMES = Package(
 )
 JOINER, VARIANT = "\u200d", "\ufe0f"
 LEFT_OUT = {JOINER, VARIANT, "\u2640", "\u2642", *map(chr, range(0x1F3FB, 0x1F400)), *map(chr, range(0x1F9B0, 0x1F9B4))}
-ONE_FOR_ALL = {"\U0001f468": "\U0001f9d1", "\U0001f469": "\U0001f9d1", "\U0001f466": "\U0001f9d2", "\U0001f467": "\U0001f9d2"}
+ONE_FOR_ALL = {
+    "\U0001f468": "\U0001f9d1",
+    "\U0001f469": "\U0001f9d1",
+    "\U0001f466": "\U0001f9d2",
+    "\U0001f467": "\U0001f9d2",
+}
 
 
 class Emoji(NamedTuple):
@@ -105,20 +110,20 @@ def _glyphs(codes: Sequence[str]) -> dict[str, bytes]:
     """Code points -> PNG, of those that the font has one glyph for: its own, or what its code points are joined to."""
     from fontTools.ttLib import TTFont
 
-    font = TTFont(fetched(GLYPHS) / FONT, lazy=True)
-    tables = [table for lookup in font["GSUB"].table.LookupList.Lookup for table in lookup.SubTable]
-    starts = [start for table in tables if hasattr(table, "ligatures") for start in table.ligatures.items()]
-    joined = {(first, *rest.Component): rest.LigGlyph for first, ligatures in starts for rest in ligatures}
-    single, bitmaps = font.getBestCmap(), {}
-    for strike in font["CBDT"].strikeData:
-        bitmaps |= strike
-    found = {}
-    for code in codes:
-        parts = tuple(single.get(ord(c)) for c in code if c != VARIANT)
-        glyph = parts[0] if len(parts) == 1 else joined.get(parts)
-        if glyph in bitmaps:
-            found[code] = bitmaps[glyph].imageData
-    return found
+    with TTFont(fetched(GLYPHS) / FONT, lazy=True) as font:
+        tables = [table for lookup in font["GSUB"].table.LookupList.Lookup for table in lookup.SubTable]
+        starts = [start for table in tables if hasattr(table, "ligatures") for start in table.ligatures.items()]
+        joined = {(first, *rest.Component): rest.LigGlyph for first, ligatures in starts for rest in ligatures}
+        single, bitmaps = font.getBestCmap(), {}
+        for strike in font["CBDT"].strikeData:
+            bitmaps |= strike
+        found = {}
+        for code in codes:
+            parts = tuple(single.get(ord(c)) for c in code if c != VARIANT)
+            glyph = parts[0] if len(parts) == 1 else joined.get(parts)
+            if glyph in bitmaps:
+                found[code] = bitmaps[glyph].imageData
+        return found
 
 
 def _picture(png: bytes, size: int) -> np.ndarray:
