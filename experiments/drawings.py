@@ -41,9 +41,9 @@ def looks(
         _show(row[0], picture, _wrapped(own.names[i]), fontsize=7)
         maps = [(w, a) for w, a in zip(said, where(picture, own.names[i]), strict=False) if w not in ":,"]
         for axes, (word, share) in zip(row[1:], maps, strict=False):
-            _show(axes, picture, word, fontsize=9)
-            size = len(picture) - 0.5
-            axes.imshow(share, cmap="magma", alpha=0.65, extent=(-0.5, size, size, -0.5), interpolation="bilinear")
+            each = len(picture) // len(share)  # pixels of a place
+            light = np.kron(share / share.max(), np.ones((each, each)))[..., None]
+            _show(axes, picture * (0.15 + 0.85 * light), word, fontsize=9)
 
 
 def _show(axes: Any, picture: np.ndarray, title: str, **style: Any) -> None:

@@ -27,13 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from scipy.stats import binomtest
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.naive_bayes import MultinomialNB
 
 import jaxrnn as rnn
 from experiments import drawings, harness, training
-from experiments.datasets.snippets import Rated, Snippets, judged_by_rules, snippets
+from experiments.datasets.snippets import Rated, Snippets, snippets
+from experiments.word_counts import without_nets
 
 PER_MINUTE = 1300  # training steps of all nets, on two cores
 BOUNDS, LONGEST = (16, 28, 60), 60  # lengths that sentences are padded to; what is longer is cut
@@ -143,25 +141,30 @@ class Judge:
 
     def moves(self, params: Any, text: str) -> np.ndarray:
         """[T]: how much each word moves the judgement, to first order: gradient times features."""
-        numbers, lengths = rnn.sequence.pad(self.encoded([text]))
-        _, features = rnn.unroll(self.embed, params["words"], jnp.asarray(numbers))
-        gradient = jax.grad(lambda features: self.felt(params, features, jnp.asarray(lengths))[0])(features)
-        return np.asarray(jnp.sum(gradient * features, axis=-1)[:, 0])
+        padded = rnn.training.Padded(*rnn.sequence.pad(self.encoded([text]), LONGEST))
+        return np.asarray(self.moving(params, padded))[: len(words(text))]
+
+    @partial(jax.jit, static_argnums=0)
+    def moving(self, params: Any, text: Any) -> jax.Array:
+        _, features = rnn.unroll(self.embed, params["words"], text.xs, lengths=text.lengths)
+        gradient = jax.grad(lambda features: self.felt(params, features, text.lengths)[0])(features)
+        return jnp.sum(gradient * features, axis=-1)[:, 0]
 
 
 def main(config: Config) -> None:
-    console, steps, scan = harness.console(), training.steps_of(config, PER_MINUTE), training.scan_of(config)
+    console, scan = harness.console(), training.scan_of(config)
     if config.nets < 1:
         raise harness.UsageError(f"--nets must be at least 1, got {config.nets}")
-    steps = max(1, steps // config.nets)
+    steps = max(1, training.steps_of(config, PER_MINUTE) // config.nets)
     with console.status("reading the sentences"):
         data = snippets()
     read = [data.train, *(data.others[name] for name in config.others)]
     texts, ratings = [text for part in read for text in part.texts], np.concatenate([part.ratings for part in read])
     with harness.usage():
         judge = Judge(config, texts)
-        first, fields = judge.init(config.seed), {"text": judge.encoded(texts), "rating": ratings}
+        fields = {"text": judge.encoded(texts), "rating": ratings}
         batches = rnn.training.Bucketed(fields, size=config.batch, bounds=BOUNDS, seed=config.seed)
+        first = judge.init(config.seed)
     with rnn.training.Run(config.run, training.about(config, "sentiment", steps)) as run:
         about = f"{len(data.train.texts)} snippets and {len(texts) - len(data.train.texts)} other texts to train on"
         loss = lambda scan: lambda params: judge.loss(scan, params, batches(0), jax.random.key(0))
@@ -169,59 +172,37 @@ def main(config: Config) -> None:
         nets = []
         for n in range(config.nets):
             console.print(f"net {n + 1} of {config.nets}")
-            nets.append(
-                trained(dataclasses.replace(config, seed=config.seed + n), judge, scan, texts, ratings, data, steps)
-            )
+            own = dataclasses.replace(config, seed=config.seed + n, run=f"{config.run}/net-{n + 1}")
+            nets.append(trained(own, judge, scan, batches, data.development, steps))
         with console.status("the others"):
             results, judgements = compared(judge, nets, data)
         report(run, results, judgements, judge, nets[0], data, console)
 
 
-def trained(config: Config, judge: Judge, scan: rnn.Scan, texts: Any, ratings: Any, data: Snippets, steps: int) -> Any:
-    """One net, the average of its parameters where that was best on the development part; in a folder of its own."""
-    fields = {"text": judge.encoded(texts), "rating": ratings}
-    batches = rnn.training.Bucketed(fields, size=config.batch, bounds=BOUNDS, seed=config.seed)
-    likely = 1 / (1 + np.exp(-config.slope * data.development.ratings))
+def trained(config: Config, judge: Judge, scan: rnn.Scan, batches: Any, development: Rated, steps: int) -> Any:
+    """One net: the average of its parameters, where that was best on the development part; in a folder of its own."""
+    likely = 1 / (1 + np.exp(-config.slope * development.ratings))
 
     def evaluate(params: Any) -> dict[str, float]:
-        found = judge.of(params, data.development.texts)
-        nats = np.mean(np.logaddexp(0, found) - likely * found)
-        return {"nats": float(nats), "accuracy": accuracy(found, data.development)}
+        found = judge.of(params, development.texts)
+        nats = float(np.mean(np.logaddexp(0, found) - likely * found))
+        return {"nats": nats, "accuracy": accuracy(found, development)}
 
-    with rnn.training.Run(f"{config.run}/net-{config.seed}", training.about(config, "sentiment, a net", steps)) as run:
-        optimizer = rnn.training.averaging(rnn.training.adam(config.learning_rate, steps=steps), 0.99)
-        options = {"evaluate": evaluate, "evaluations": 8, "best": rnn.training.Best("nats"), "optimizer": optimizer}
-        return training.trained(
-            config, run, partial(judge.loss, scan), judge.init(config.seed), batches, steps, **options
-        )
+    optimizer = rnn.training.averaging(rnn.training.adam(config.learning_rate, steps=steps), 0.99)
+    options = {"evaluate": evaluate, "evaluations": 8, "best": rnn.training.Best("nats"), "optimizer": optimizer}
+    first, loss = judge.init(config.seed), partial(judge.loss, scan)
+    with rnn.training.Run(config.run, training.about(config, "sentiment, one net", steps)) as run:
+        return training.trained(config, run, loss, first, batches, steps, **options)
 
 
 def accuracy(judged: np.ndarray, rated: Rated) -> float:
     return float(np.mean((judged > 0) == (rated.ratings > 0)))
 
 
-def counting(data: Snippets, others: bool) -> dict[str, np.ndarray]:
-    """Judgements by counts of words and pairs of words, fitted to all that is not the test part, by scikit-learn."""
-    read = [data.train, data.development, *(data.others.values() if others else ())]
-    texts = [text for part in read for text, rating in zip(*part, strict=True) if rating]
-    positive = np.array([rating > 0 for part in read for rating in part.ratings if rating])
-    about, found = ", on the other texts too" if others else "", {}
-    for name, count, model in (
-        ("naive Bayes", CountVectorizer(ngram_range=(1, 2), binary=True), MultinomialNB()),
-        ("logistic regression", TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10)),
-    ):
-        model.fit(count.fit_transform(texts), positive)
-        found[name + about] = model.predict_proba(count.transform(data.test.texts))[:, 1] - 0.5
-    return found
-
-
 def compared(judge: Judge, nets: Sequence[Any], data: Snippets) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Accuracies on the test part, and the judgements [N] that they are of."""
-    rules = judged_by_rules()
-    judgements = {"VADER": np.array([rules(text) for text in data.test.texts])}
-    judgements |= counting(data, others=False) | counting(data, others=True)
     singles = {f"net {n + 1}": judge.of(params, data.test.texts) for n, params in enumerate(nets)}
-    judgements |= singles | {"all nets": np.mean(list(singles.values()), axis=0)}
+    judgements = without_nets(data) | singles | {"all nets": np.mean(list(singles.values()), axis=0)}
     shares = {name: accuracy(judged, data.test) for name, judged in judgements.items()}
     own = [shares[name] for name in singles]
     net, bayes = ((judgements[name] > 0) == (data.test.ratings > 0) for name in ("all nets", "naive Bayes"))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import captions
+from experiments import captions, harness
 from experiments.datasets.emoji import Emoji, Split
 from tests.experiments.program import complains, is_picture, launched, table
 
@@ -31,7 +31,7 @@ def cut_down(monkeypatch):
     monkeypatch.setattr(captions, "READ", 2)
 
 
-def test_trains_speaks_writes_and_goes_on(tmp_path, cut_down):
+def test_trains_speaks_writes_and_goes_on(tmp_path, cut_down, monkeypatch):
     folder = tmp_path / "run"
     code, out, err = launched("captions", *SMALL, "--run", folder)
     assert code == 0, err
@@ -43,6 +43,7 @@ def test_trains_speaks_writes_and_goes_on(tmp_path, cut_down):
     assert [row["part"] for row in said] == ["combinations"] * 2 + ["bases"]
     assert said[0]["name"] == said[0]["nearest"] == "green square: middle"  # it is in the training part here
     assert all(is_picture(folder / name) for name in ("captions.png", "attention.png", "curve.png"))
+    monkeypatch.setattr(harness, "picture", lambda *_, **__: None)  # they are there
     assert launched("captions", *SMALL, "--run", folder).code == 0
     assert json.loads((folder / "results.json").read_text()) == results
 
