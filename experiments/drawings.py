@@ -69,9 +69,9 @@ def accuracy(shares: Mapping[str, float], judged: np.ndarray, ratings: np.ndarra
     names = list(shares)[::-1]
     colors = ["C1" if "net" in name else "0.7" for name in names]
     panels[0].barh(names, [shares[name] for name in names], color=colors, xerr=error(len(judged)))
-    panels[0].set(xlabel="share of unseen snippets judged right, one standard error", xlim=(0.6, 0.9))
+    panels[0].set(xlabel="share of unseen snippets judged right, one standard error", xlim=(0.55, 0.9))
     for y, name in enumerate(names):
-        panels[0].text(0.605, y, f"{shares[name]:.1%}", va="center")
+        panels[0].text(0.555, y, f"{shares[name]:.1%}", va="center")
     right = (judged > 0) == (ratings > 0)
     for which, color, label in ((right, "C0", "right"), (~right, "C3", "wrong")):
         about = f"{label}: {which.sum()}"
