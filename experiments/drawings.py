@@ -103,9 +103,9 @@ def moved(
         for word, move in zip(words(test.texts[i]), found / max(np.abs(found).max(), 1e-9), strict=True):
             shade = plt.get_cmap("RdBu")(0.5 + 0.4 * move)
             axes.text(x, -row, word, family="monospace", fontsize=9, va="center", backgroundcolor=shade)
-            x += len(word) + 1.4
+            x += 0.78 * len(word) + 2
     title = "people's rating / the net's judgement, and the words that moved it: blue up, red down"
-    axes.set(xlim=(-12, 120), ylim=(-18, 1), title=title)
+    axes.set(xlim=(-12, 105), ylim=(-18, 1), title=title)
 
 
 def _cleared(panels: Any, width: float, height: float) -> Any:
