@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import jaxrnn as rnn
 from experiments import captions, harness
 from experiments.datasets.emoji import Emoji, Split
 from tests.experiments.program import complains, is_picture, launched, table
@@ -57,6 +58,17 @@ def test_words_and_figures_of_captions():
     assert captions.figures([other, "tree"], [name, "oak tree"])["skin_tones"] == 1
     wrong = captions.figures(["man: dark skin tone, red hair", "tree"], [name, "tree"])
     assert wrong["exact"] == 0.5 and wrong["skin_tones"] == 0 and wrong["bleu"] < 100
+
+
+@pytest.mark.slow
+def test_any_scan_trains_the_same_net(tmp_path, cut_down, monkeypatch):
+    monkeypatch.setattr(harness, "picture", lambda *_, **__: None)
+    losses = []
+    for i, way in enumerate((["--scan", "fissioned"], ["--scan", "lax.scan"], ["--memory", "8MiB"])):
+        code, _, err = launched("captions", *SMALL, *way, "--run", tmp_path / f"{i}")
+        assert code == 0, err
+        losses.append([r["loss"] for r in rnn.training.read_metrics(tmp_path / f"{i}") if "loss" in r])
+    assert losses[0] and losses[1:] == [pytest.approx(losses[0], rel=1e-4)] * 2
 
 
 @pytest.mark.parametrize(

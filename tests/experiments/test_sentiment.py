@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import jaxrnn as rnn
 from experiments import harness, sentiment, word_counts
 from experiments.datasets.snippets import Rated, Snippets
 from tests.experiments.program import complains, is_picture, launched, table
@@ -65,6 +66,17 @@ def test_what_words_move_adds_up_to_a_change_of_the_judgement(cut_down, lenient)
     change = (judge.of(larger, [text]) - judge.of(smaller, [text]))[0] / (2 * part)
     assert judge.moves(params, text).shape == (len(sentiment.words(text)),)
     assert judge.moves(params, text).sum() == pytest.approx(change, rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_any_scan_trains_the_same_net(tmp_path, cut_down, monkeypatch):
+    monkeypatch.setattr(harness, "picture", lambda *_, **__: None)
+    losses = []
+    for i, way in enumerate((["--scan", "fissioned"], ["--scan", "lax.scan"], ["--memory", "8MiB"])):
+        code, _, err = launched("sentiment", *SMALL, *way, "--run", tmp_path / f"{i}")
+        assert code == 0, err
+        losses.append([r["loss"] for r in rnn.training.read_metrics(tmp_path / f"{i}" / "net-1") if "loss" in r])
+    assert losses[0] and losses[1:] == [pytest.approx(losses[0], rel=1e-4)] * 2
 
 
 @pytest.mark.parametrize(
