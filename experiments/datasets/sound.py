@@ -30,9 +30,7 @@ def log_mel(
     Raises: ValueError for `high` above half the rate, which has no such frequencies.
     """
     if not 0 <= low < high <= rate / 2:
-        raise ValueError(
-            f"log_mel: bands from {low:g} to {high:g} Hz do not fit a rate of {rate}; its half is the most"
-        )
+        raise ValueError(f"log_mel: {low:g} to {high:g} Hz do not fit a rate of {rate}; its half is the most")
     width = round(window * rate)
     size = 2 ** int(np.ceil(np.log2(2 * width)))
     scale = 2.0**15 if samples.dtype == np.int16 else 1.0

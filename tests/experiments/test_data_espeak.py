@@ -8,7 +8,7 @@ import pytest
 from experiments.datasets import espeak, sound
 from experiments.datasets.packages import Missing
 
-CLAUSES = "85ec1b819c42b37f384377d4c54c0ba482bd0e7eaa8146fd518c85c0b4a7bc64"  # of the first 3,000, a line each
+CLAUSES = "11eadb220051e669bb95ddb62e81b0063383555824ac6789b4e7ff2ca3739444"  # of the first 3,000, a line each
 
 
 def tone(frequency, rate, seconds=0.5, amplitude=0.5):
@@ -53,7 +53,7 @@ def test_the_clauses_are_those_that_were_written_for():
     texts = had(lambda: espeak.clauses(3000))
     assert hashlib.sha256("\n".join(texts).encode()).hexdigest() == CLAUSES
     assert len(set(texts)) == 3000 and espeak.clauses(10) == texts[:10]
-    with pytest.raises(ValueError, match="there are .*, got count=1000000"):
+    with pytest.raises(ValueError, match="there are 67,984, got count=1000000"):
         espeak.clauses(10**6)
 
 
