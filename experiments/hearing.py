@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import SequenceMatcher
 from typing import Any
 
 import jax
@@ -42,9 +43,7 @@ def draw_confusion(corpus: espeak.Corpus, logits: list[np.ndarray], axes: Any) -
     said, read = np.concatenate(corpus.alignment), np.concatenate(logits).argmax(axis=1)
     table = np.bincount(said * count + read, minlength=count**2).reshape(count, count)
     there = np.flatnonzero(table.sum(axis=1) > 0)
-    order = there[
-        np.argsort([corpus.corpus.labels[k].lstrip("_")[:1] not in "aeiouAEIOUV@03" for k in there], kind="stable")
-    ]
+    order = there[np.argsort([corpus.labels[k].lstrip("_")[:1] not in "aeiouAEIOUV@03" for k in there], kind="stable")]
     shares = table[np.ix_(order, order)] / table[order].sum(axis=1, keepdims=True)
     names = [corpus.labels[k] for k in order]
     axes.figure.set_size_inches(9, 8.5)
@@ -67,12 +66,15 @@ def draw_spectrogram(
     for row, (name, ks) in enumerate(rows.items()):
         y, stride = top - 3 - 4 * row, round(n / len(ks))
         starts = np.flatnonzero(np.append(True, np.diff(ks) != 0))
-        for start, end in zip(starts, [*starts[1:], len(ks)], strict=True):
-            right = ks[start] in said[start * stride : end * stride]
-            if stride == 1 or ks[start] != 0:  # CTC's blank is not drawn
-                middle = (start + end) * stride / 2
-                label = corpus.labels[ks[start]]
-                axes.text(middle, y, label, ha="center", va="center", fontsize=8, color="k" if right else "C3")
+        spans = [(a, b) for a, b in zip(starts, [*starts[1:], len(ks)], strict=True) if stride == 1 or ks[a] != 0]
+        right = {k for k, (a, b) in enumerate(spans) if ks[a] in said[a:b]}
+        if stride > 1:  # CTC says what, and not where
+            blocks = SequenceMatcher(None, [ks[a] for a, _ in spans], corpus.phonemes[i].tolist()).get_matching_blocks()
+            right = {k for block in blocks for k in range(block.a, block.a + block.size)}
+        for k, (a, b) in enumerate(spans):
+            color = "k" if k in right else "C3"
+            at = (a + b) * stride / 2
+            axes.text(at, y, corpus.labels[ks[a]], ha="center", va="center", fontsize=8, color=color)
         axes.text(-1, y, name, ha="right", va="center", fontsize=8)
     for at in np.flatnonzero(np.diff(said)) + 1:
         axes.axvline(at, 0, bands / top, color="w", lw=0.5, alpha=0.6)
