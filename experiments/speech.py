@@ -113,6 +113,11 @@ def wrong(task: Task, corpus: espeak.Corpus, logits: list[np.ndarray], read: Any
     return float(jiwer.wer(words(corpus.phonemes), words(read(logits))))
 
 
+def by_voice(task: Task, corpus: espeak.Corpus, logits: list[np.ndarray]) -> dict[str, float]:
+    members = {corpus.voices[v]: np.flatnonzero(corpus.voice == v) for v in sorted(set(corpus.voice.tolist()))}
+    return {name: wrong(task, corpus.of(some), [logits[i] for i in some]) for name, some in members.items()}
+
+
 def perceptron(config: Config, parts: dict[str, espeak.Corpus]) -> dict[str, float]:
     """Five frames, one hidden layer: the share of frames that it takes for another phoneme."""
     from sklearn.exceptions import ConvergenceWarning
@@ -141,17 +146,9 @@ def heard_by(config: Config, run: rnn.training.Run, data: Data, task: Task, name
     steps = training.steps_of(config, PER_MINUTE[task])
     about = training.about(config, "speech", steps) | {"net": name}
     with rnn.training.Run(run.folder / f"{task} {name}".replace(" ", "_"), about) as own:
-        params = training.trained(
-            config,
-            own,
-            loss(training.scan_of(config)),
-            params,
-            batches["train"],
-            steps,
-            evaluate=lambda params: {"error": error(params)},
-            evaluations=8,
-            best=rnn.training.Best("error"),
-        )
+        figures = {"evaluate": lambda params: {"error": error(params)}, "evaluations": 8}
+        best, scan = rnn.training.Best("error"), training.scan_of(config)
+        params = training.trained(config, own, loss(scan), params, batches["train"], steps, best=best, **figures)
     return {test: hearing.logits_of(hear, params, batches[test]) for test in TESTS}
 
 
@@ -171,25 +168,25 @@ def main(config: Config) -> None:
     data = data_of(config)
     counts = {part: len(corpus.text) for part, corpus in data.parts.items()}
     console.print(f"utterances: {counts}; {len(data.labels)} labels", highlight=False)
-    heard: dict[str, Heard] = {}
+    heard, voices, rows = {}, {}, []
     with rnn.training.Run(config.run, training.about(config, "speech", 0)) as run:
-        rows: list[dict[str, Any]] = []
         if "frames" in config.task:
             about = "frames, five at once (MLP)"
             (row,) = harness.records(run, [{"net": about}], lambda net: perceptron(config, data.parts), console)
             rows.append(row)
-        for task in config.task:
-            for name in NETS:
-                heard[f"{task}, {name}"] = each = heard_by(config, run, data, task, name, console)
-                for way, read in {"": hearing.greedily, ", beams": partial(hearing.by_beams, config.width)}.items():
-                    if task == "ctc" or not way:
-                        errors = {test: wrong(task, data.parts[test], each[test], read) for test in TESTS}
-                        rows.append({"net": f"{task}, {name}{way}"} | errors)
-        training.write_results(run, {row["net"]: {test: row[test] for test in TESTS} for row in rows})
+        for task, name in [(task, name) for task in config.task for name in NETS]:
+            heard[net := f"{task}, {name}"] = each = heard_by(config, run, data, task, name, console)
+            beams = {", beams": partial(hearing.by_beams, config.width)} if task == "ctc" else {}
+            for way, read in ({"": hearing.greedily} | beams).items():
+                errors = {test: wrong(task, data.parts[test], each[test], read) for test in TESTS}
+                rows.append({"net": net + way} | errors)
+            voices[net] = by_voice(task, data.parts["voices"], each["voices"])
+        results = {row["net"]: {test: row[test] for test in TESTS} for row in rows}
+        training.write_results(run, results | {"each unseen voice": voices})
         draw(run, data, {name: each["sentences"] for name, each in heard.items()})
     shown = [{"": row["net"]} | {about: f"{row[test]:.1%}" for test, about in TESTS.items()} for row in rows]
     harness.print_table(console, "frames or phonemes that are read wrongly", shown, left=[""])
-    console.print(f"written: {run.folder / 'results.json'}, confusion.png and spectrogram.png beside it")
+    console.print(f"written: {run.folder / 'results.json'}, pictures beside it")
 
 
 if __name__ == "__main__":

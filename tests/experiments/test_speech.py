@@ -46,8 +46,9 @@ def test_speech_trains_reports_writes_and_goes_on(task, short, tmp_path):
     assert code == 0, err
     assert "scratch memory" in out and "unseen voices" in out
     results = json.loads((folder / "results.json").read_text())
-    assert list(results) == ROWS[task]
-    assert all(0 <= error <= 1.5 for row in results.values() for error in row.values())
+    assert list(results) == [*ROWS[task], "each unseen voice"]
+    assert all(0 <= results[row][test] <= 1.5 for row in ROWS[task] for test in ("sentences", "voices"))
+    assert set(results["each unseen voice"][f"{task}, forwards"]) == set(espeak.UNSEEN)
     assert (folder / "confusion.png").exists() == (task == "frames") and is_picture(folder / "spectrogram.png")
     (folder / f"{task}_both_ways" / "checkpoints" / "4").rename(tmp_path / "4")  # as if killed after the second step
     code, out, err = launched("speech", *TINY, "--task", task, "--run", folder)
