@@ -17,7 +17,7 @@ engine.scheduled_loop engine.memory engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
 scans.planner scans.budget scans
 sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.packing sequence.collecting
-sequence.attention sequence.feedback sequence.generation sequence.beams sequence
+sequence.pooling sequence.attention sequence.feedback sequence.generation sequence.beams sequence
 losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linear_chain
 losses.endless losses
 training.optimizers training.streams training.step training.averages training.files training.locks training.records

@@ -91,8 +91,6 @@ def read(package: Package) -> dict[Place, str]:
     return found
 
 
-
-
 def _clean(cleaner: Any, marked: str) -> str:
     """A verse without its marks, and with the spaces that they stood for."""
     text = marked.partition("<chapter eID")[0]

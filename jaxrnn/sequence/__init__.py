@@ -8,6 +8,7 @@ from jaxrnn.sequence.frames import convolution, every
 from jaxrnn.sequence.generation import generate, greedy, temperature, top_k
 from jaxrnn.sequence.layers import chain, over_time
 from jaxrnn.sequence.packing import Packed, buckets, pack, pad
+from jaxrnn.sequence.pooling import pooled
 from jaxrnn.sequence.unrolling import unroll
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "over_time",
     "pack",
     "pad",
+    "pooled",
     "shifted",
     "states_at_ends",
     "temperature",

@@ -23,7 +23,15 @@ class AttendingState(NamedTuple):
     context: jax.Array  # [*B, E]
 
 
-def attending(cell: Cell, memory: jax.Array, lengths: Any = None, *, score: str = "dot", size: int = 128) -> Cell:
+def attending(
+    cell: Cell,
+    memory: jax.Array,
+    lengths: Any = None,
+    *,
+    score: str = "dot",
+    size: int = 128,
+    weights: bool = False,
+) -> Cell:
     """A cell that looks at a memory, such as all outputs of an encoder, at every step.
 
         h_t       = cell(x_t, context_tm1 side by side)
@@ -31,7 +39,7 @@ def attending(cell: Cell, memory: jax.Array, lengths: Any = None, *, score: str 
                     v . tanh(h_t W + memory_s U)                     score="additive", `size` units
         a         = softmax of e over s < lengths
         context_t = sum over s of a_s memory_s
-        y_t       = (h_t, context_t) side by side
+        y_t       = (h_t, context_t) side by side                with weights=True the pair of this and a, [*B, S]
 
     Shapes: x [*B, D], memory [S, *B, E], lengths [*B]; state (cell's own, context [*B, E]); y [*B, H + E]. The memory
     past its lengths may hold anything, NaN included; a sequence of length 0 is seen as zeros. The state that an
@@ -52,7 +60,7 @@ def attending(cell: Cell, memory: jax.Array, lengths: Any = None, *, score: str 
         raise ValueError(f"attending: memory must be numbers [S, *B, E], got {checks.describe(memory)}")
     size = checks.positive_int("attending", "size", size)
     if lengths is None:
-        return Attending(cell, memory, None, score, size).cell
+        return Attending(cell, memory, None, score, size, weights).cell
     lengths = checks.lengths("attending", lengths, memory.shape[0])
     batch = memory.shape[1:-1]
     if lengths.shape != batch:
@@ -60,7 +68,7 @@ def attending(cell: Cell, memory: jax.Array, lengths: Any = None, *, score: str 
             f"attending: lengths must be [*B] = {list(batch)} as in memory, got {checks.describe(lengths)}"
         )
     within = live(memory.shape[0], lengths)
-    return Attending(cell, zero_where_not(within, memory), within, score, size).cell
+    return Attending(cell, zero_where_not(within, memory), within, score, size, weights).cell
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no equality that is one boolean
@@ -70,6 +78,7 @@ class Attending(Definition):
     live: jax.Array | None  # [S, *B]
     score: str
     size: int
+    weights: bool
 
     def init(self, key: Key, x: Any) -> Params:
         k_cell, k_query, k_key, k_vector = jax.random.split(key, 4)
@@ -100,7 +109,7 @@ class Attending(Definition):
     def begin(self, params: Params, key: Key) -> Params:
         return {**params, "cell": self.inner.begin(params["cell"], key)}
 
-    def step(self, params: Params, state: State, x: jax.Array, *, key: Key | None = None) -> tuple[State, jax.Array]:
+    def step(self, params: Params, state: State, x: jax.Array, *, key: Key | None = None) -> tuple[State, Tree]:
         x = jnp.concatenate([x, state.context.astype(x.dtype)], axis=-1)
         inner, h = self.inner.step(params["cell"], state.cell, x, key=key)
         scores = self.scores(params, h.astype(self.memory.dtype))
@@ -108,7 +117,8 @@ class Attending(Definition):
             scores = jnp.where(self.live, scores, jnp.full_like(scores, jnp.finfo(scores.dtype).min))
         weights = jax.nn.softmax(scores, axis=0)
         context = jnp.einsum("s...,s...e->...e", weights, self.memory)
-        return AttendingState(inner, context), jnp.concatenate([h, context.astype(h.dtype)], axis=-1)
+        y = jnp.concatenate([h, context.astype(h.dtype)], axis=-1)
+        return AttendingState(inner, context), (y, jnp.moveaxis(weights, 0, -1)) if self.weights else y
 
     def scores(self, params: Params, h: jax.Array) -> jax.Array:
         """[S, *B]"""

@@ -17,8 +17,8 @@ MEMORY = jax.random.normal(jax.random.key(9), (S, B, E))
 LENGTHS = jnp.array([6, 2, 0])
 
 
-def decoder(score, memory=MEMORY, lengths=LENGTHS):
-    return sequence.attending(rnn.gru(H), memory, lengths, score=score, size=5)
+def decoder(score, memory=MEMORY, lengths=LENGTHS, **options):
+    return sequence.attending(rnn.gru(H), memory, lengths, score=score, size=5, **options)
 
 
 def made(score):
@@ -45,6 +45,17 @@ def test_attention_by_hand(score):
             context = sum((w * memory[s, b] for s, w in enumerate(weights)), np.zeros(E))
             np.testing.assert_allclose(ys[t, b], np.concatenate([out, context]), rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(state.context[b], context, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_the_weights_are_those_that_the_contexts_are_made_with(score):
+    params, xs = made(score)
+    _, plain = rnn.unroll(decoder(score), params, xs)
+    _, (ys, weights) = rnn.unroll(decoder(score, weights=True), params, xs)
+    assert_close(ys, plain, 1e-6)
+    assert_close(jnp.einsum("tbs,sbe->tbe", weights, MEMORY)[:, :2], ys[:, :2, H:], 1e-6)  # the third sees nothing
+    assert_close(jnp.sum(weights, axis=-1), jnp.ones((T, B)), 1e-6)
+    assert weights.shape == (T, B, S) and not weights[:, 1, 2:].any()
 
 
 @pytest.mark.parametrize("score", ["dot", "additive"])
