@@ -24,16 +24,15 @@ import numpy as np
 import sacrebleu
 import sentencepiece
 from rich.console import Console
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 import jaxrnn as rnn
 from experiments import harness, training
 from experiments.datasets import bible
+from experiments.lookups import most_similar, word_for_word
 from experiments.seq2seq import END, Translator, draw_attention, likelihood, written
 
 PER_MINUTE = 500  # training steps
 BOUNDS = (32, 48, 72)  # verses are padded to one of these numbers of pieces
-WORDS = r"\w+|[^\w\s]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +53,13 @@ class Pieces:
     """Words in pieces, as numbers from 1 on; 0 is the end. Learned from a text by `sentencepiece`."""
 
     def __init__(self, text: Sequence[str], size: int) -> None:
-        model, options = io.BytesIO(), {"bos_id": -1, "eos_id": -1, "pad_id": 0, "unk_id": 1}
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text), model_writer=model, vocab_size=size, model_type="bpe",
-            character_coverage=1.0, num_threads=2, minloglevel=2, **options,
-        )  # fmt: skip
+        model, ends = io.BytesIO(), {"pad_id": END, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+        options = {"model_type": "bpe", "character_coverage": 1.0, "minloglevel": 2, **ends}
+        train = sentencepiece.SentencePieceTrainer.train
+        try:
+            train(sentence_iterator=iter(text), model_writer=model, vocab_size=size, **options)
+        except RuntimeError as error:
+            raise harness.UsageError(f"--pieces: words cannot be put together from {size} pieces") from error
         self.model = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
     def write(self, text: str, *end: int) -> np.ndarray:
@@ -72,6 +73,8 @@ class Pieces:
 
 
 def main(config: Config) -> None:
+    if not 0 <= config.smoothing < 1 or config.test < 1:
+        raise harness.UsageError("--smoothing must be a share from 0 up to but not 1, and --test at least 1")
     console = harness.console()
     with console.status("reading both Bibles"):
         verses, development, test = bible.split()
@@ -81,9 +84,8 @@ def main(config: Config) -> None:
         english = Pieces([verse.english for verse in verses], config.pieces)
     numbered = partial(in_pieces, spanish, english)
     with harness.usage():
-        short = [verse for verse in verses if len(spanish.write(verse.spanish)) <= BOUNDS[-1]]
-        short = [verse for verse in short if len(english.write(verse.english, END)) <= BOUNDS[-1]]
-        batches = numbered(short, tokens=config.tokens, bounds=BOUNDS, seed=config.seed)
+        fits = lambda v: max(len(spanish.write(v.spanish)), len(english.write(v.english, END))) <= BOUNDS[-1]
+        batches = numbered(list(filter(fits, verses)), tokens=config.tokens, bounds=BOUNDS, seed=config.seed)
         net = Translator(
             cell=config.cell,
             size=config.size,
@@ -106,16 +108,13 @@ def main(config: Config) -> None:
         best = rnn.training.Best("nats")
         loss_fn = partial(net.loss, training.scan_of(config))
         params = training.trained(config, run, loss_fn, params, batches, steps, evaluate=evaluate, best=best)
-        write = written(
-            net, numbered(test, size=min(128, len(test)), bounds=3), width=config.width, steps=longest, penalty=1.0
-        )
+        sources = numbered(test, size=min(128, len(test)), bounds=3)
+        write = written(net, sources, width=config.width, steps=longest, penalty=1.0)
         said = [english.read(found) for found in write(params, console)]
         report(config, run, console, verses, test, said)
         shown = sorted(range(len(test)), key=lambda i: abs(len(test[i].spanish) - 70))[:3]
-        looks = []
-        for i in shown:
-            source, target = spanish.write(test[i].spanish), english.write(said[i], END)
-            looks.append((spanish.names(source), english.names(target), net.attention(params, source, target)))
+        pairs = [(spanish.write(test[i].spanish), english.write(said[i], END)) for i in shown]
+        looks = [(spanish.names(s), english.names(t), net.attention(params, s, t)) for s, t in pairs]
         harness.picture(run.folder / "attention.png", partial(draw_attention, looks), columns=len(looks))
 
 
@@ -150,29 +149,6 @@ def scores(said: Sequence[str], verses: Sequence[bible.Verse]) -> dict[str, floa
         "BLEU": sacrebleu.corpus_bleu(said, right, force=True).score,
         "chrF": sacrebleu.corpus_chrf(said, right).score,
     }
-
-
-def most_similar(known: Sequence[bible.Verse], verses: Sequence[bible.Verse]) -> list[str]:
-    """The English of the verse whose Spanish words are most like a verse's, by the cosine of their TF-IDF."""
-    weigh = TfidfVectorizer(token_pattern=WORDS, sublinear_tf=True)
-    seen = weigh.fit_transform([verse.spanish for verse in known])
-    likeness = weigh.transform([verse.spanish for verse in verses]) @ seen.T
-    return [known[int(i)].english for i in np.asarray(likeness.argmax(axis=1)).ravel()]
-
-
-def word_for_word(known: Sequence[bible.Verse], verses: Sequence[bible.Verse]) -> list[str]:
-    """Each Spanish word as the English one that it occurs with most exclusively: 2 n(both) / (n(one) + n(other))."""
-    spanish = CountVectorizer(token_pattern=WORDS, binary=True)
-    english = CountVectorizer(token_pattern=WORDS, binary=True, lowercase=False)
-    one = spanish.fit_transform([verse.spanish for verse in known]).astype(np.float32)
-    other = english.fit_transform([verse.english for verse in known]).astype(np.float32)
-    both = (one.T @ other).tocoo()
-    dice = 2 * both.data / (np.asarray(one.sum(0)).ravel()[both.row] + np.asarray(other.sum(0)).ravel()[both.col])
-    order, names = np.argsort(dice), english.get_feature_names_out()
-    meaning = dict(zip(both.row[order].tolist(), both.col[order].tolist(), strict=True))  # the last of each stays
-    numbers, split = spanish.vocabulary_, spanish.build_analyzer()
-    said = lambda word: names[meaning[numbers[word]]] if word in numbers else word
-    return [" ".join(map(said, split(verse.spanish))) for verse in verses]
 
 
 def report(
