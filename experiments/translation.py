@@ -31,7 +31,7 @@ from experiments.datasets import bible
 from experiments.lookups import most_similar, word_for_word
 from experiments.seq2seq import END, Translator, draw_attention, likelihood, written
 
-PER_MINUTE = 500  # training steps
+PER_MINUTE = 500  # training steps of 1,024 symbols, of a net of size 128
 BOUNDS = (32, 48, 72)  # verses are padded to one of these numbers of pieces
 
 
@@ -59,7 +59,9 @@ class Pieces:
         try:
             train(sentence_iterator=iter(text), model_writer=model, vocab_size=size, **options)
         except RuntimeError as error:
-            raise harness.UsageError(f"--pieces: words cannot be put together from {size} pieces") from error
+            raise harness.UsageError(
+                f"--pieces: words cannot be put together from {size} pieces; take fewer"
+            ) from error
         self.model = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
     def write(self, text: str, *end: int) -> np.ndarray:
@@ -97,7 +99,7 @@ def main(config: Config) -> None:
             smoothing=config.smoothing,
         )
         params = net.init(jax.random.key(config.seed))
-    steps = training.steps_of(config, PER_MINUTE)
+    steps = training.steps_of(config, PER_MINUTE * (128 / config.size) ** 2 * 1024 / config.tokens)
     with rnn.training.Run(config.run, training.about(config, "translation", steps)) as run:
         about = f"{len(batches.longest):,} verses in pieces, {len(test):,} to translate; {config.cell}"
         loss = lambda scan: partial(net.loss, scan, batch=batches(0), key=jax.random.key(0))
@@ -107,7 +109,9 @@ def main(config: Config) -> None:
         )
         best = rnn.training.Best("nats")
         loss_fn = partial(net.loss, training.scan_of(config))
-        params = training.trained(config, run, loss_fn, params, batches, steps, evaluate=evaluate, best=best)
+        params = training.trained(
+            config, run, loss_fn, params, batches, steps, evaluate=evaluate, evaluations=8, best=best
+        )
         sources = numbered(test, size=min(128, len(test)), bounds=3)
         write = written(net, sources, width=config.width, steps=longest, penalty=1.0)
         said = [english.read(found) for found in write(params, console)]
@@ -176,7 +180,8 @@ def report(
     run.write("translations.csv", harness.as_csv([dict(zip(columns, line, strict=True)) for line in lines]))
     for line in lines[: 2 * len(lines) : max(1, len(lines) // 3)]:
         console.print(*(f"{name}: {text}" for name, text in zip(columns, line, strict=True)), sep="\n", markup=False)
-    curve = partial(training.draw_curve, run, "bleu", {})
+    others = {f"{name}, test": each["BLEU"] for name, each in results.items()}
+    curve = partial(training.draw_curve, run, "bleu", others)
     harness.picture(run.folder / "curve.png", curve)
 
 
