@@ -27,6 +27,7 @@ def short(monkeypatch):
     monkeypatch.setattr(g2p, "BOUNDS", (8,))
 
 
+@pytest.mark.slow
 def test_trains_says_and_goes_on(short, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     arguments = [*TINY, "--steps", 6, "--save-every", 3]
@@ -83,4 +84,4 @@ def test_the_alignment_finds_what_each_letter_speaks():
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, complaint, short, tmp_path):
-    complains(launched("g2p", *arguments, "--run", tmp_path / "run"), complaint)
+    complains(launched("g2p", *TINY, *arguments, "--run", tmp_path / "run"), complaint)

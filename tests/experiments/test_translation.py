@@ -31,6 +31,7 @@ def short(monkeypatch):
     return parts
 
 
+@pytest.mark.slow
 def test_trains_translates_and_goes_on(short, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     arguments = [*TINY, "--steps", 4, "--save-every", 2]
