@@ -19,7 +19,6 @@ from rich.progress import Progress
 
 import jaxrnn as rnn
 from experiments import harness
-from jaxrnn.sequence import shifted
 
 END = 0
 Batch = dict[str, Any]  # "source" and "target": padded, with lengths
@@ -90,7 +89,10 @@ class Translator:
             chosen = jnp.take_along_axis(logits, symbol[..., None], axis=-1)[..., 0]
             return jax.nn.logsumexp(logits, axis=-1) - (1 - smoothing) * chosen - smoothing * jnp.mean(logits, axis=-1)
 
-        steps, told = (shifted(target.xs, END), target.xs), {"lengths": target.lengths, "key": k_write, "scan": scan}
+        steps, told = (
+            (rnn.sequence.shifted(target.xs, END), target.xs),
+            {"lengths": target.lengths, "key": k_write, "scan": scan},
+        )
         graded = rnn.with_loss(cell, loss)
         return rnn.unroll(graded, params["decoder"], steps, state, outputs="sum", **told)[1]
 
@@ -111,9 +113,9 @@ class Translator:
     def attention(self, params: Any, source: np.ndarray, target: np.ndarray) -> jax.Array:
         """Where the decoder looks in one source [S] as it writes its target [T], [T, S]; sums to one over S."""
         length = jnp.array([len(source)])
-        _, state, memory = self.read(params, rnn.training.bucketed.Padded(jnp.asarray(source)[:, None], length))
+        _, state, memory = self.read(params, rnn.training.Padded(jnp.asarray(source)[:, None], length))
         looking = rnn.stack(*self.looking(memory, None))
-        _, ys = rnn.unroll(looking, params["decoder"][:2], shifted(target[:, None], END), state[:2])
+        _, ys = rnn.unroll(looking, params["decoder"][:2], rnn.sequence.shifted(target[:, None], END), state[:2])
         query = jnp.dot(ys[:, 0, : 2 * self.size], params["decoder"][1]["W"])
         return jax.nn.softmax(jnp.dot(query, memory[:, 0].T) / jnp.sqrt(2 * self.size))
 
