@@ -8,38 +8,37 @@ part of speech for unknown words, and a linear CRF with the usual features of fi
     python -m experiments.entities --folds stretches      new articles, which is harder
 
 Stopped, the same command goes on after the last net that was done. The run folder has results.json, table.csv (a row
-per model, fold and seed), metrics.jsonl (with the tags found), entities.png and found.txt: sentences and their entities.
+per model, fold and seed), metrics.jsonl (with the tags), entities.png and found.txt: sentences and their entities.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
 import jaxrnn as rnn
-from experiments import harness, training
+from experiments import harness, taggers, training
 from experiments.datasets import hironsan
 
 FOLDS = 5
-PER_MINUTE = 750.0  # training steps of all nets together, in a minute of one of two cores
+PER_MINUTE = 3000.0  # training steps of all nets together, in a minute of one of two cores
 BOUNDS = (24, 44)  # sentences are padded to one of these, or to the longest
 INIT = 1.0
 SIDE = {"word": 48, "character": 24, "column": 12}  # features per entry of each table
-UNKNOWN, NOTHING = 0, 1  # numbers of what the training part has not, and of a character that a word has not
 NETS = ("net with softmax", "net with CRF")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(training.Settings):
+    learning_rate: float = 1e-2  # Adam's peak rate, after a warm-up and before a cosine decay.
     folds: Literal["scattered", "stretches"] = "scattered"  # Sentences of the whole file, or articles in a row.
     seeds: int = 3  # Nets per fold, with and without a CRF.
     size: int = 64  # Hidden units in each direction.
@@ -51,7 +50,7 @@ class Config(training.Settings):
 
 
 class Look(nn.Module):
-    """What is known of a word, [*B, 12] numbers -> features: of itself, of two characters at each end, of its columns."""
+    """What is known of a word, [*B, 12] numbers -> features: of itself, its two ends' characters, its columns."""
 
     sizes: Sequence[int]
 
@@ -63,29 +62,6 @@ class Look(nn.Module):
         parts.append(spelled.reshape(*x.shape[:-1], -1))
         parts += [embed("column", n)(x[..., 5 + i]) for i, n in enumerate(self.sizes[5:])]
         return jnp.concatenate(parts, axis=-1)
-
-
-class Numbers:
-    """Words, characters, columns and tags as numbers; the same ones for every fold, so that nets are compiled once."""
-
-    def __init__(self, sentences: Sequence[hironsan.Sentence]) -> None:
-        words = {word for s in sentences for word in s.words}
-        columns = [{c[i] for s in sentences for c in s.columns} for i in range(hironsan.COLUMNS)]
-        characters = {c for word in words for c in word}
-        numbered = lambda values: {value: n for n, value in enumerate(sorted(values), start=2)}
-        self.word, self.character, *self.columns = map(numbered, [words, characters, *columns])
-        self.tags = sorted({tag for s in sentences for tag in s.tags}, key=lambda tag: (tag[1:], tag))
-        self.sizes = [len(t) + 2 for t in (self.word, *[self.character] * 4, *self.columns)]
-
-    def of(self, sentence: hironsan.Sentence, known: set[str]) -> tuple[np.ndarray, np.ndarray]:
-        """[n, 12] and tags [n]; words and characters that are not known are UNKNOWN."""
-        rows = []
-        for word, columns in zip(sentence.words, sentence.columns, strict=True):
-            ends = [*word[:2], *[None] * (2 - len(word[:2])), *[None] * (2 - len(word[-2:])), *word[-2:]]
-            spelled = [NOTHING if c is None else self.character[c] if c in known else UNKNOWN for c in ends]
-            row = [self.word[word] if word in known else UNKNOWN, *spelled]
-            rows.append(row + [table[c] for table, c in zip(self.columns, columns, strict=True)])
-        return np.array(rows, np.int32), np.array([self.tags.index(tag) for tag in sentence.tags], np.int32)
 
 
 def model(config: Config, sizes: Sequence[int], tags: int) -> rnn.SequenceLayer:
@@ -100,8 +76,8 @@ def loss_fn(net: Any, crf: bool, scan: rnn.Scan, forget: float, params: Any, bat
     """Mean nats per word: of the whole sentence's tags under the CRF, or without one of each word's tag."""
     (numbers, lengths), tags = batch["numbers"], batch["tags"].xs
     k_forget, k_net = jax.random.split(key)
-    forgotten = jax.random.bernoulli(k_forget, forget, numbers[..., :5].shape) & (numbers[..., :5] != NOTHING)
-    numbers = jnp.asarray(numbers).at[..., :5].set(jnp.where(forgotten, UNKNOWN, numbers[..., :5]))
+    forgotten = jax.random.bernoulli(k_forget, forget, numbers[..., :5].shape) & (numbers[..., :5] != hironsan.NOTHING)
+    numbers = jnp.asarray(numbers).at[..., :5].set(jnp.where(forgotten, hironsan.UNKNOWN, numbers[..., :5]))
     _, scores = rnn.unroll(net, params["net"], numbers, lengths=lengths, key=k_net, scan=scan)
     if not crf:
         return rnn.cross_entropy(scores, tags, lengths=lengths)
@@ -120,7 +96,7 @@ class Nets:
     """Trains nets on a part of the sentences; one compiled train step and one tagger serve all folds and seeds."""
 
     def __init__(self, config: Config, sentences: Sequence[hironsan.Sentence], console: Any) -> None:
-        self.config, self.sentences, self.numbers = config, sentences, Numbers(sentences)
+        self.config, self.sentences, self.numbers = config, sentences, hironsan.Numbers(sentences)
         longest = max(len(s.words) for s in sentences)
         self.options = {"tokens": config.tokens, "bounds": [b for b in BOUNDS if b < longest] + [longest]}
         nets = 2 * FOLDS * config.seeds
@@ -172,45 +148,80 @@ class Nets:
         return [found[i] for i in range(len(test))]
 
 
-def most_frequent(train: Sequence[Any], test: Sequence[Any], keys: Sequence[Any]) -> list[list[str]]:
-    """The tag that a word's first known key has most often in the training sentences, or O."""
-    counts: list[dict[Any, Counter[str]]] = [{} for _ in keys]
-    for sentence in train:
-        for word, columns, tag in zip(*sentence, strict=True):
-            for key, count in zip(keys, counts, strict=True):
-                count.setdefault(key(word, columns), Counter())[tag] += 1
-    known = lambda *w: next((c[k(*w)] for k, c in zip(keys, counts, strict=True) if k(*w) in c), Counter("O"))
-    return [[known(*w).most_common(1)[0][0] for w in zip(s.words, s.columns, strict=True)] for s in test]
+def draw(rows: Sequence[dict[str, Any]], counts: np.ndarray, kinds: Sequence[str], axes: Any) -> None:
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    for n, name in enumerate(models):
+        values = [r["f1"] for r in rows if r["model"] == name]
+        places = [n + (r["fold"] - FOLDS // 2) * 0.1 for r in rows if r["model"] == name]
+        axes[0].plot(places, values, "o", ms=4, alpha=0.6)
+        axes[0].hlines(np.mean(values), n - 0.35, n + 0.35, color="0.2")
+    axes[0].set(ylabel="F1 of entities", title="a dot per fold and seed, their mean", ylim=(0, 1))
+    axes[0].set_xticks(range(len(models)), [name.replace(" ", "\n") for name in models])
+    axes[1].imshow(np.log1p(counts), cmap="Blues")
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            dark = count > 0.2 * counts.max()
+            axes[1].text(column, row, count, ha="center", va="center", color="w" if dark else "0.1")
+    axes[1].set(xlabel="found", ylabel="entity", title="types, net with CRF (seed 0, all folds)")
+    axes[1].set_xticks(range(len(kinds)), kinds)
+    axes[1].set_yticks(range(len(kinds)), kinds)
 
 
-def features(sentence: hironsan.Sentence) -> list[list[str]]:
-    """For the linear CRF: of the five words around each, the word, its ends, script and part of speech; two pairs."""
-    found = []
-    for t in range(len(sentence.words)):
-        row = ["bias"]
-        for d in range(-2, 3):
-            if not 0 <= t + d < len(sentence.words):
-                row.append(f"{d} none")
-                continue
-            word, (script, *speech) = sentence.words[t + d], sentence.columns[t + d]
-            row += [f"{d} word {word}", f"{d} script {script}", f"{d} first {word[0]}", f"{d} last {word[-1]}"]
-            row += [f"{d} speech {n} {'-'.join(speech[:n])}" for n in (1, 2, 4)]
-        for d in (-1, 0):
-            pair = sentence.columns[max(t + d, 0) : t + d + 2]
-            row.append(f"{d} pair {'|'.join('-'.join(columns[1:3]) for columns in pair)}")
-        found.append(row)
-    return found
+def main(config: Config) -> None:
+    if config.seeds < 1 or not 0 <= config.forget < 1:
+        raise harness.UsageError("--seeds must be at least 1, and --forget a share from 0 up to but not 1")
+    console, sentences = harness.console(), hironsan.sentences()
+    parts = hironsan.folds(len(sentences), FOLDS, scattered=config.folds == "scattered")
+    work = [{"model": name, "fold": k, "seed": 0} for name in taggers.NAMES for k in range(FOLDS)]
+    work += [{"model": n, "fold": k, "seed": s} for n in NETS for s in range(config.seeds) for k in range(FOLDS)]
+    about = training.about(config, "entities", training.steps_of(config, PER_MINUTE))
+    with rnn.training.Run(config.run, about) as run:
+        nets = Nets(config, sentences, console)
+
+        def measure(model: str, fold: int, seed: int) -> dict[str, Any]:
+            test = parts[fold]
+            train = np.setdiff1d(np.arange(len(sentences)), test)
+            if config.develop:
+                test, train = train[fold::8], np.setdiff1d(train, train[fold::8])
+            if model in NETS:
+                found = nets(train, test, crf=model == NETS[1], seed=seed)
+            else:
+                found = taggers.tagged(model, [sentences[i] for i in train], [sentences[i] for i in test])
+            figures = precision_recall_fscore_support(
+                [list(sentences[i].tags) for i in test], found, average="micro", zero_division=0
+            )
+            named = dict(zip(("precision", "recall", "f1"), map(float, figures), strict=False))
+            return named | {"found": {int(i): " ".join(tags) for i, tags in zip(test, found, strict=True)}}
+
+        rows = harness.records(run, work, measure, console)
+        report(run, sentences, rows, console)
 
 
-def linear_crf(train: Sequence[Any], test: Sequence[Any], folder: Path) -> list[list[str]]:
-    """By CRFsuite, with both penalties at 0.1, as its tutorial has them."""
-    import pycrfsuite
+def report(run: rnn.training.Run, sentences: Any, rows: Sequence[dict[str, Any]], console: Any) -> None:
+    run.write("table.csv", harness.as_csv(rows, ["model", "fold", "seed", "precision", "recall", "f1"]))
+    results, shown = {}, []
+    for name in dict.fromkeys(r["model"] for r in rows):
+        seeds = max(r["seed"] for r in rows if r["model"] == name) + 1
+        f1 = np.array([r["f1"] for r in rows if r["model"] == name]).reshape(seeds, FOLDS)
+        spread = lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        results[name] = {"f1": float(f1.mean()), "over folds": spread(f1.mean(0)), "over seeds": spread(f1.mean(1))}
+        shown.append({"": name} | {k: f"{v:.3f}" for k, v in results[name].items()})
+    training.write_results(run, results)
+    best = {int(i): t.split() for r in rows if (r["model"], r["seed"]) == (NETS[1], 0) for i, t in r["found"].items()}
+    true, order = [sentences[i].tags for i in best], sorted(best)
+    harness.picture(
+        run.folder / "entities.png", partial(draw, rows, *taggers.confusions(true, best.values())), columns=2
+    )
+    pairs = [
+        (taggers.marked(sentences[i].words, sentences[i].tags), taggers.marked(sentences[i].words, best[i]))
+        for i in order
+    ]
+    run.write("found.txt", "".join(f"is    {one}\nfound {other}\n\n" for one, other in pairs))
+    harness.print_table(console, "F1 of whole entities, with standard deviations", shown, left=[""])
+    for one, other in pairs[:2]:
+        console.print(f"is    {one}\nfound {other}", markup=False, highlight=False)
+    console.print(f"written: {run.folder / 'entities.png'}, table.csv and found.txt beside it")
 
-    trainer = pycrfsuite.Trainer(verbose=False, params={"c1": 0.1, "c2": 0.1, "max_iterations": 100})
-    trainer.set("feature.possible_transitions", True)
-    for sentence in train:
-        trainer.append(features(sentence), sentence.tags)
-    trainer.train(str(folder / "linear.crfsuite"))
-    tagger = pycrfsuite.Tagger()
-    tagger.open(str(folder / "linear.crfsuite"))
-    return [tagger.tag(features(sentence)) for sentence in test]
+
+if __name__ == "__main__":
+    harness.launch(main, Config, __doc__)

@@ -13,6 +13,7 @@ articles, as the usual random split does; the others are five stretches of the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ CORPUS = Package(
     "PyPI", "hironsancorpus", "0.1.2", {FILE: "fc55bffe080deea3b63f9923cd33ee9a96b500a997d5719b4a5c03d216ef2a3e"}
 )
 COLUMNS = 7  # script, four of the part of speech, conjugation and form
+UNKNOWN, NOTHING = 0, 1  # numbers of what is not known, and of a character that a word has not
 
 
 class Sentence(NamedTuple):
@@ -50,3 +52,26 @@ def folds(count: int, parts: int, *, scattered: bool) -> list[np.ndarray]:
     """The numbers of the sentences that each part tests, ascending."""
     order = np.random.default_rng(0).permutation(count) if scattered else np.arange(count)
     return [np.sort(part) for part in np.array_split(order, parts)]
+
+
+class Numbers:
+    """Words, characters, columns and tags as numbers; the same ones for every fold, so that nets are compiled once."""
+
+    def __init__(self, sentences: Sequence[Sentence]) -> None:
+        words = {word for s in sentences for word in s.words}
+        columns = [{c[i] for s in sentences for c in s.columns} for i in range(COLUMNS)]
+        characters = {c for word in words for c in word}
+        numbered = lambda values: {value: n for n, value in enumerate(sorted(values), start=2)}
+        self.word, self.character, *self.columns = map(numbered, [words, characters, *columns])
+        self.tags = sorted({tag for s in sentences for tag in s.tags}, key=lambda tag: (tag[1:], tag))
+        self.sizes = [len(t) + 2 for t in (self.word, *[self.character] * 4, *self.columns)]
+
+    def of(self, sentence: Sentence, known: set[str]) -> tuple[np.ndarray, np.ndarray]:
+        """[n, 12] and tags [n]; words and characters that are not known are UNKNOWN."""
+        rows = []
+        for word, columns in zip(sentence.words, sentence.columns, strict=True):
+            ends = [*word[:2], *[None] * (2 - len(word[:2])), *[None] * (2 - len(word[-2:])), *word[-2:]]
+            spelled = [NOTHING if c is None else self.character[c] if c in known else UNKNOWN for c in ends]
+            row = [self.word[word] if word in known else UNKNOWN, *spelled]
+            rows.append(row + [table[c] for table, c in zip(self.columns, columns, strict=True)])
+        return np.array(rows, np.int32), np.array([self.tags.index(tag) for tag in sentence.tags], np.int32)

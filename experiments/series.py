@@ -1,0 +1,222 @@
+"""One step ahead with uncertainty: what a small recurrent net adds to a linear forecast of CO2, sunspots and stocks.
+
+The net reads the past and corrects a baseline's forecast: its mean by a multiple of the baseline's scale, the scale by
+a factor, both none at first; what it predicts is a Student-t distribution. The baseline is an autoregression whose
+order AIC chooses (statsmodels), for stocks the last price with an exponentially weighted volatility. The first four
+fifths of a series are to train on; how long is chosen by their last sixth, then all of them train nets anew. Five nets
+of different seeds, and the mixture of all five. The last fifth is forecast once, every value from all before it.
+
+    python -m experiments.series
+
+Stopped, the same command goes on from the last checkpoint. results.json has all figures, series.png the forecasts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.scipy.stats import t as traced_student
+from scipy.stats import norm
+from scipy.stats import t as student
+
+import jaxrnn as rnn
+from experiments import harness, training
+from experiments.datasets import series
+from experiments.linear_forecasts import Problem, autoregression, volatility
+
+PER_MINUTE = 400.0  # training steps of all nets of a series at once, in a minute of one of two cores
+BAND = 0.9
+WARM = 20  # steps at the beginning that do not count: the baselines have not seen enough there
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(training.Settings):
+    learning_rate: float = 3e-3  # Adam's rate after a warm-up.
+    size: int = 16  # Hidden units of each net.
+    seeds: int = 5  # Nets per series, trained side by side.
+    dropout: float = 0.2  # Share of the hidden units that the correction does not see in training.
+    decay: float = 1e-2  # Weight decay.
+    run: str = "runs/series"  # Run folder.
+
+
+CARBON = partial(autoregression, season=52, lags=60, differences=True, waves=4)
+SPOTS = partial(autoregression, season=11, lags=20, differences=False, waves=0)
+PROBLEMS: dict[str, tuple[Callable[[], series.Series], Callable[[series.Series, int], Problem], str]] = {
+    "CO2": (series.carbon_dioxide, CARBON, "ppm, weekly"),
+    "sunspots": (series.sunspots, SPOTS, "a year"),
+    "stocks": (series.stocks, volatility, "daily return, per cent"),
+}
+
+
+def model(config: Config) -> rnn.Cell:
+    """Past [*B, F] -> corrections [*B, 2]: of the mean, and of the scale's logarithm; none at first."""
+    readout = rnn.layer(nn.Dense(2, kernel_init=nn.initializers.zeros))
+    return rnn.stack(rnn.layer(nn.Dense(config.size)), rnn.dropout(rnn.gru(config.size), config.dropout), readout)
+
+
+def forecast(net: rnn.Cell, scan: rnn.Scan, params: Any, past: Any, key: Any = None) -> tuple[Any, Any, Any]:
+    """Mean and scale of the error in units of the baseline's scale, [T, B] each, and the degrees of freedom."""
+    _, ys = rnn.unroll(net, params["net"], past, key=key, scan=scan)
+    return ys[..., 0], jnp.exp(ys[..., 1]), 2.1 + jax.nn.softplus(params["tail"])
+
+
+def nats(forecast: tuple[Any, Any, Any], error: Any) -> jax.Array:
+    """-log p of what came, in units of the baseline's scale, [T, B]."""
+    mean, scale, freedom = forecast
+    return -traced_student.logpdf(error, freedom, mean, scale)
+
+
+def loss_fn(net: rnn.Cell, scan: rnn.Scan, params: Any, batch: Any, key: Any) -> jax.Array:
+    """Of all seeds' nets at once: their parameters have a leading dimension."""
+    keys = jax.random.split(key, len(params["tail"]))
+    past, error, counts = batch
+
+    def of_one(params: Any, key: Any) -> jax.Array:
+        return rnn.losses.reduced(nats(forecast(net, scan, params, past, key), error), mask=counts)
+
+    return jnp.mean(jax.vmap(of_one)(params, keys))
+
+
+def scaled(problem: Problem, first: int, until: int, stop: int) -> tuple[Any, Any, Any]:
+    """A batch: the past up to `stop`, the error in units of the scale, and that the steps from first to until count."""
+    error = ((problem.values - problem.mean) / problem.scale).astype(np.float32)[:stop]
+    t = np.arange(stop)[:, None]
+    return problem.past[:stop], error, np.broadcast_to((t >= first) & (t < until), error.shape)
+
+
+class Nets:
+    """The nets of one series: how long to train is chosen on the development part, then all are trained anew."""
+
+    def __init__(self, config: Config, features: int) -> None:
+        with harness.usage():
+            self.config, self.net, self.scan = config, model(config), training.scan_of(config)
+            self.optimizer = optax.adamw(
+                optax.linear_schedule(0.0, config.learning_rate, 50), weight_decay=config.decay
+            )
+            keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+            first = jax.vmap(lambda key: self.net.init(key, jax.ShapeDtypeStruct((features,), jnp.float32)))
+            self.params = {"net": first(keys), "tail": jnp.full(config.seeds, 3.0)}
+        self.loss = partial(loss_fn, self.net, self.scan)
+        forecasts = lambda p, past: jax.vmap(lambda p: forecast(self.net, self.scan, p, past))(p)
+        self.forecasts = jax.jit(forecasts)  # [seeds, T, B] mean and scale, [seeds] freedom
+
+    def judged(self, batch: Any, params: Any) -> dict[str, float]:
+        past, error, counts = batch
+        return {"nats": float(np.mean(np.mean(nats(each_step(self.forecasts(params, past)), error)[:, counts])))}
+
+    def train(self, run: rnn.training.Run, batch: Any, steps: int, **options: Any) -> Any:
+        here = dataclasses.replace(self.config, save_every=max(1, steps // 3))
+        return training.trained(
+            here, run, self.loss, self.params, lambda step: batch, steps, optimizer=self.optimizer, **options
+        )
+
+    def __call__(self, folder: Path, found: series.Series, problem: Any, steps: int) -> tuple[Any, int]:
+        """The parameters, and how many steps they were trained for."""
+        earlier, cut, test = problem(found, found.development), found.development, found.test
+        best = rnn.training.Best("nats", patience=5)
+        with rnn.training.Run(folder / "development") as own:
+            judge = partial(self.judged, scaled(earlier, cut, test, test))
+            batch = scaled(earlier, WARM, cut, test)
+            self.train(own, batch, steps, evaluate=judge, evaluations=25, best=best)
+        with rnn.training.Run(folder / "whole") as own:
+            return self.train(own, scaled(problem(found, test), WARM, test, test), best.step), best.step
+
+
+def each_step(forecasts: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    mean, scale, freedom = map(np.asarray, forecasts)
+    return mean, scale, freedom[:, None, None]
+
+
+def figures(y: Any, mean: Any, density: Any, below: Any) -> dict[str, float]:
+    """Of forecasts of y: their root mean square error, nats per value, and how many lie in the band."""
+    found = {"rmse": np.sqrt(np.mean((y - mean) ** 2)), "nats": -np.mean(np.log(density))}
+    return {n: float(v) for n, v in {**found, "in band": np.mean(np.abs(below - 0.5) < BAND / 2)}.items()}
+
+
+def judged(problem: Problem, forecasts: Any, test: slice) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Figures of every forecast over the test, and the mixture's band, [T, B] each."""
+    y, at, scale = problem.values[test], problem.mean[test], problem.scale[test]
+    naive = {name: {"rmse": float(np.sqrt(np.mean((y - f[test]) ** 2)))} for name, f in problem.others.items()}
+    z = (y - at) / scale
+    base = figures(y, at, norm.pdf(z) / scale, norm.cdf(z))
+    mean, wide, freedom = each_step(forecasts)
+    mean, wide = at + mean[:, test] * scale, wide[:, test] * scale
+    standard = (y - mean) / wide
+    density, below = student.pdf(standard, freedom) / wide, student.cdf(standard, freedom)
+    seeds = [figures(y, *each) for each in zip(mean, density, below, strict=True)]
+    mixture = figures(y, np.mean(mean, axis=0), np.mean(density, axis=0), np.mean(below, axis=0))
+    half = student.ppf((1 + BAND) / 2, freedom) * wide
+    band = {"middle": mean, "low": mean - half, "high": mean + half}
+    spread = {
+        n: {"mean": float(np.mean([s[n] for s in seeds])), "sd": float(np.std([s[n] for s in seeds], ddof=1))}
+        for n in seeds[0]
+    }
+    return {**naive, problem.order: base, "one net": spread, "mixture": mixture, "seeds": seeds}, {
+        name: np.mean(each, axis=0) for name, each in band.items()
+    }
+
+
+def draw(drawn: dict[str, tuple[series.Series, Problem, dict[str, np.ndarray], str]], axes: Any) -> None:
+    """The end of each test: what came, and the mixture's band."""
+    for panel, (name, (found, problem, band, unit)) in zip(axes, drawn.items(), strict=True):
+        years, y = found.years[found.test :], problem.values[found.test :, 0]
+        shown = slice(-min(len(y), 160), None)
+        panel.fill_between(years[shown], band["low"][shown, 0], band["high"][shown, 0], alpha=0.3, label="90% band")
+        panel.plot(years[shown], band["middle"][shown, 0], lw=1, label="forecast")
+        panel.plot(years[shown], y[shown], "k.", ms=3, label="what came")
+        panel.set(title=f"{name}, one step ahead", ylabel=unit, xlabel="year")
+        panel.legend(loc="upper left")
+
+
+def main(config: Config) -> None:
+    if config.seeds < 1 or not 0 <= config.dropout < 1:
+        raise harness.UsageError("--seeds must be at least 1, and --dropout a share from 0 up to but not 1")
+    console, results, drawn = harness.console(), {}, {}
+    steps = max(1, training.steps_of(config, PER_MINUTE) // (1 if config.steps else len(PROBLEMS)))
+    with rnn.training.Run(config.run, training.about(config, "series", steps)) as run:
+        for name, (load, problem, unit) in PROBLEMS.items():
+            found = load()
+            with console.status(f"{name}: the linear forecast"):
+                whole = problem(found, found.test)
+            nets = Nets(config, whole.past.shape[-1])
+            batch = scaled(whole, WARM, found.test, found.test)
+            loss = lambda scan, nets=nets, batch=batch: partial(
+                loss_fn, nets.net, scan, batch=batch, key=jax.random.key(0)
+            )
+            what = f"{name}: {found.test} steps to train on, {len(whole.values) - found.test} to test"
+            training.announce(console, config, f"{what}; {config.seeds} nets of up to {steps} steps", loss, nets.params)
+            params, done = nets(run.folder / name, found, problem, steps)
+            test = slice(found.test, None)
+            figures, band = judged(whole, nets.forecasts(params, whole.past), test)
+            results[name], drawn[name] = figures | {"steps": done}, (found, whole, band, unit)
+            print_figures(console, name, figures, done)
+        training.write_results(run, results)
+        harness.picture(run.folder / "series.png", partial(draw, drawn), columns=len(drawn))
+        console.print(f"written: {run.folder / 'series.png'} and results.json beside it")
+
+
+def print_figures(console: Any, name: str, figures: dict[str, Any], steps: int) -> None:
+    rows = []
+    for forecast, found in figures.items():
+        if forecast != "seeds":
+            rows.append({name: forecast} | {n: number_text(found.get(n), n) for n in ("rmse", "nats", "in band")})
+    harness.print_table(console, f"{name}, the test; nets of {steps} steps", rows, left=[name])
+
+
+def number_text(value: Any, name: str) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:.3f} ({value['sd']:.3f})"
+    return "-" if value is None else f"{value:.1%}" if name == "in band" else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    harness.launch(main, Config, __doc__)
