@@ -31,7 +31,6 @@ from experiments.datasets import hironsan
 FOLDS = 5
 PER_MINUTE = 3000.0  # training steps of all nets together, in a minute of one of two cores
 BOUNDS = (24, 44)  # sentences are padded to one of these, or to the longest
-INIT = 1.0
 SIDE = {"word": 48, "character": 24, "column": 12}  # features per entry of each table
 NETS = ("net with softmax", "net with CRF")
 
@@ -56,7 +55,7 @@ class Look(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        embed = lambda name, n: nn.Embed(n, SIDE[name], embedding_init=nn.initializers.normal(INIT))
+        embed = lambda name, n: nn.Embed(n, SIDE[name], embedding_init=nn.initializers.normal(1.0))
         parts = [embed("word", self.sizes[0])(x[..., 0])]
         spelled = embed("character", self.sizes[1])(x[..., 1:5])
         parts.append(spelled.reshape(*x.shape[:-1], -1))
@@ -106,11 +105,9 @@ class Nets:
             self.net = model(config, self.numbers.sizes, len(self.numbers.tags))
             self.optimizer = rnn.training.averaging(adam, decay=0.98)
         self.crf = rnn.losses.crf(len(self.numbers.tags))
-        self.loss, self.tag = {}, {}
-        scan = training.scan_of(config)
-        for crf in (False, True):
-            self.loss[crf] = partial(loss_fn, self.net, crf, scan, config.forget)
-            self.tag[crf] = jax.jit(partial(tagged, self.net, crf))
+        scan, ways = training.scan_of(config), (False, True)
+        self.loss = {crf: partial(loss_fn, self.net, crf, scan, config.forget) for crf in ways}
+        self.tag = {crf: jax.jit(partial(tagged, self.net, crf)) for crf in ways}
         params, batch = self.params(0), self.batches(range(len(sentences)), set(), 0)(0)
         loss = lambda scan: lambda p: loss_fn(self.net, True, scan, config.forget, p, batch, jax.random.key(0))
         words = sum(len(s.words) for s in sentences)
@@ -122,49 +119,20 @@ class Nets:
         return {"net": self.net.init(jax.random.key(seed), x), "crf": self.crf.init(jax.random.key(0), None)}
 
     def batches(self, members: Any, known: set[str], seed: int) -> rnn.training.Bucketed:
-        numbers, tags = zip(*(self.numbers.of(self.sentences[i], known) for i in members), strict=True)
+        numbers, tags = zip(*self.numbers.of([self.sentences[i] for i in members], known), strict=True)
         return rnn.training.Bucketed({"numbers": numbers, "tags": tags}, **self.options, seed=seed)
 
     def __call__(self, train: Any, test: Any, *, crf: bool, seed: int) -> list[list[str]]:
         """The tags found in the sentences `test` by a net of this seed, trained on the sentences `train`."""
-        words = {word for i in train for word in self.sentences[i].words}
-        known = words | {c for word in words for c in word}
-        batches = self.batches(train, known, seed)
-        key = jax.random.key(self.config.seed + seed)
-        final = rnn.training.fit(
-            self.loss[crf],
-            self.params(self.config.seed + seed),
-            batches,
-            steps=self.steps,
-            optimizer=self.optimizer,
-            key=key,
-            progress=False,
-        )
+        known, seed = {word for i in train for word in self.sentences[i].words}, self.config.seed + seed
+        options = {"steps": self.steps, "optimizer": self.optimizer, "key": jax.random.key(seed), "progress": False}
+        final = rnn.training.fit(self.loss[crf], self.params(seed), self.batches(train, known, seed), **options)
         params, found = rnn.training.averaged(final), {}
         for members, batch in self.batches(test, known, 0).once():
             tags = np.asarray(self.tag[crf](params, batch))
             for b, i in enumerate(members):
                 found[i] = [self.numbers.tags[k] for k in tags[: len(self.sentences[test[i]].tags), b]]
         return [found[i] for i in range(len(test))]
-
-
-def draw(rows: Sequence[dict[str, Any]], counts: np.ndarray, kinds: Sequence[str], axes: Any) -> None:
-    models = list(dict.fromkeys(r["model"] for r in rows))
-    for n, name in enumerate(models):
-        values = [r["f1"] for r in rows if r["model"] == name]
-        places = [n + (r["fold"] - FOLDS // 2) * 0.1 for r in rows if r["model"] == name]
-        axes[0].plot(places, values, "o", ms=4, alpha=0.6)
-        axes[0].hlines(np.mean(values), n - 0.35, n + 0.35, color="0.2")
-    axes[0].set(ylabel="F1 of entities", title="a dot per fold and seed, their mean", ylim=(0, 1))
-    axes[0].set_xticks(range(len(models)), [name.replace(" ", "\n") for name in models])
-    axes[1].imshow(np.log1p(counts), cmap="Blues")
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            dark = count > 0.2 * counts.max()
-            axes[1].text(column, row, count, ha="center", va="center", color="w" if dark else "0.1")
-    axes[1].set(xlabel="found", ylabel="entity", title="types, net with CRF (seed 0, all folds)")
-    axes[1].set_xticks(range(len(kinds)), kinds)
-    axes[1].set_yticks(range(len(kinds)), kinds)
 
 
 def main(config: Config) -> None:
@@ -179,17 +147,15 @@ def main(config: Config) -> None:
         nets = Nets(config, sentences, console)
 
         def measure(model: str, fold: int, seed: int) -> dict[str, Any]:
-            test = parts[fold]
-            train = np.setdiff1d(np.arange(len(sentences)), test)
+            train, test = np.setdiff1d(np.arange(len(sentences)), parts[fold]), parts[fold]
             if config.develop:
                 test, train = train[fold::8], np.setdiff1d(train, train[fold::8])
             if model in NETS:
                 found = nets(train, test, crf=model == NETS[1], seed=seed)
             else:
                 found = taggers.tagged(model, [sentences[i] for i in train], [sentences[i] for i in test])
-            figures = precision_recall_fscore_support(
-                [list(sentences[i].tags) for i in test], found, average="micro", zero_division=0
-            )
+            true = [list(sentences[i].tags) for i in test]
+            figures = precision_recall_fscore_support(true, found, average="micro", zero_division=0)
             named = dict(zip(("precision", "recall", "f1"), map(float, figures), strict=False))
             return named | {"found": {int(i): " ".join(tags) for i, tags in zip(test, found, strict=True)}}
 
@@ -208,14 +174,10 @@ def report(run: rnn.training.Run, sentences: Any, rows: Sequence[dict[str, Any]]
         shown.append({"": name} | {k: f"{v:.3f}" for k, v in results[name].items()})
     training.write_results(run, results)
     best = {int(i): t.split() for r in rows if (r["model"], r["seed"]) == (NETS[1], 0) for i, t in r["found"].items()}
-    true, order = [sentences[i].tags for i in best], sorted(best)
-    harness.picture(
-        run.folder / "entities.png", partial(draw, rows, *taggers.confusions(true, best.values())), columns=2
-    )
-    pairs = [
-        (taggers.marked(sentences[i].words, sentences[i].tags), taggers.marked(sentences[i].words, best[i]))
-        for i in order
-    ]
+    counted = taggers.confusions([sentences[i].tags for i in best], best.values())
+    harness.picture(run.folder / "entities.png", partial(taggers.draw, rows, *counted), columns=2)
+    seen = lambda i, tags: taggers.marked(sentences[i].words, tags)
+    pairs = [(seen(i, sentences[i].tags), seen(i, best[i])) for i in sorted(best)]
     run.write("found.txt", "".join(f"is    {one}\nfound {other}\n\n" for one, other in pairs))
     harness.print_table(console, "F1 of whole entities, with standard deviations", shown, left=[""])
     for one, other in pairs[:2]:

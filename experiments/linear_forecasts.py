@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 from experiments.datasets import series
 
@@ -18,6 +19,12 @@ class Problem(NamedTuple):
     past: np.ndarray  # [T, B, F] float32: what the net reads before each value
     others: dict[str, np.ndarray]  # [T, B]: simpler forecasts
     order: str
+
+    def tail(self, until: int) -> tuple[float, float]:
+        """The Student-t distribution of the errors up to `until`: degrees of freedom, and a factor of the scale."""
+        z = ((self.values - self.mean) / self.scale)[:until]
+        freedom, _, factor = student.fit(z[z != 0], 8.0, floc=0)
+        return float(freedom), float(factor)
 
 
 def autoregression(

@@ -2,9 +2,10 @@
 
 The net reads the past and corrects a baseline's forecast: its mean by a multiple of the baseline's scale, the scale by
 a factor, both none at first; what it predicts is a Student-t distribution. The baseline is an autoregression whose
-order AIC chooses (statsmodels), for stocks the last price with an exponentially weighted volatility. The first four
-fifths of a series are to train on; how long is chosen by their last sixth, then all of them train nets anew. Five nets
-of different seeds, and the mixture of all five. The last fifth is forecast once, every value from all before it.
+order AIC chooses (statsmodels), for stocks the last price with an exponentially weighted volatility; each with a normal
+distribution and with the Student-t that fits its past errors. The first four fifths of a series are to train on; how
+long is chosen by their last sixth, then all of them train nets anew. Five nets of different seeds, and the mixture of
+all five. The last fifth is forecast once, every value from all before it.
 
     python -m experiments.series
 
@@ -33,13 +34,15 @@ from experiments import harness, training
 from experiments.datasets import series
 from experiments.linear_forecasts import Problem, autoregression, volatility
 
-PER_MINUTE = 400.0  # training steps of all nets of a series at once, in a minute of one of two cores
+PER_MINUTE = 1200.0  # training steps of all series, in a minute of two cores
 BAND = 0.9
+FORMS = {"rmse": ".3f", "nats": ".3f", "in band": ".1%"}
 WARM = 20  # steps at the beginning that do not count: the baselines have not seen enough there
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(training.Settings):
+    minutes: float = 1.0  # Of training, on two cores as the README's were: the most steps that may be done.
     learning_rate: float = 3e-3  # Adam's rate after a warm-up.
     size: int = 16  # Hidden units of each net.
     seeds: int = 5  # Nets per series, trained side by side.
@@ -99,9 +102,8 @@ class Nets:
     def __init__(self, config: Config, features: int) -> None:
         with harness.usage():
             self.config, self.net, self.scan = config, model(config), training.scan_of(config)
-            self.optimizer = optax.adamw(
-                optax.linear_schedule(0.0, config.learning_rate, 50), weight_decay=config.decay
-            )
+            rate = optax.linear_schedule(0.0, config.learning_rate, 50)
+            self.optimizer = optax.adamw(rate, weight_decay=config.decay)
             keys = jax.random.split(jax.random.key(config.seed), config.seeds)
             first = jax.vmap(lambda key: self.net.init(key, jax.ShapeDtypeStruct((features,), jnp.float32)))
             self.params = {"net": first(keys), "tail": jnp.full(config.seeds, 3.0)}
@@ -113,22 +115,18 @@ class Nets:
         past, error, counts = batch
         return {"nats": float(np.mean(np.mean(nats(each_step(self.forecasts(params, past)), error)[:, counts])))}
 
-    def train(self, run: rnn.training.Run, batch: Any, steps: int, **options: Any) -> Any:
-        here = dataclasses.replace(self.config, save_every=max(1, steps // 3))
-        return training.trained(
-            here, run, self.loss, self.params, lambda step: batch, steps, optimizer=self.optimizer, **options
-        )
-
     def __call__(self, folder: Path, found: series.Series, problem: Any, steps: int) -> tuple[Any, int]:
         """The parameters, and how many steps they were trained for."""
-        earlier, cut, test = problem(found, found.development), found.development, found.test
-        best = rnn.training.Best("nats", patience=5)
+        cut, test, best = found.development, found.test, rnn.training.Best("nats", patience=5)
+        earlier, options = problem(found, cut), {"optimizer": self.optimizer}
         with rnn.training.Run(folder / "development") as own:
-            judge = partial(self.judged, scaled(earlier, cut, test, test))
+            options |= {"evaluate": partial(self.judged, scaled(earlier, cut, test, test)), "evaluations": 25}
             batch = scaled(earlier, WARM, cut, test)
-            self.train(own, batch, steps, evaluate=judge, evaluations=25, best=best)
+            training.trained(self.config, own, self.loss, self.params, lambda _: batch, steps, best=best, **options)
         with rnn.training.Run(folder / "whole") as own:
-            return self.train(own, scaled(problem(found, test), WARM, test, test), best.step), best.step
+            whole, options = scaled(problem(found, test), WARM, test, test), {"optimizer": self.optimizer}
+            done = best.step
+            return training.trained(self.config, own, self.loss, self.params, lambda _: whole, done, **options), done
 
 
 def each_step(forecasts: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -137,43 +135,40 @@ def each_step(forecasts: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
 
 
 def figures(y: Any, mean: Any, density: Any, below: Any) -> dict[str, float]:
-    """Of forecasts of y: their root mean square error, nats per value, and how many lie in the band."""
+    """Of forecasts of y: their root mean square error, nats per value, and how many values lie in the 90% band."""
     found = {"rmse": np.sqrt(np.mean((y - mean) ** 2)), "nats": -np.mean(np.log(density))}
     return {n: float(v) for n, v in {**found, "in band": np.mean(np.abs(below - 0.5) < BAND / 2)}.items()}
 
 
-def judged(problem: Problem, forecasts: Any, test: slice) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Figures of every forecast over the test, and the mixture's band, [T, B] each."""
+def judged(problem: Problem, forecasts: Any, test: slice) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Figures of every forecast over the test; and the middle, low and high of all nets' means, [T, B] each."""
     y, at, scale = problem.values[test], problem.mean[test], problem.scale[test]
-    naive = {name: {"rmse": float(np.sqrt(np.mean((y - f[test]) ** 2)))} for name, f in problem.others.items()}
-    z = (y - at) / scale
-    base = figures(y, at, norm.pdf(z) / scale, norm.cdf(z))
+    rows = {name: {"rmse": float(np.sqrt(np.mean((y - f[test]) ** 2)))} for name, f in problem.others.items()}
+    rows[problem.order] = figures(y, at, norm.pdf(y, at, scale), norm.cdf(y, at, scale))
+    tail, factor = problem.tail(test.start)
+    heavy = student(tail, at, factor * scale)
+    rows[f"{problem.order}, Student-t"] = figures(y, at, heavy.pdf(y), heavy.cdf(y))
     mean, wide, freedom = each_step(forecasts)
     mean, wide = at + mean[:, test] * scale, wide[:, test] * scale
-    standard = (y - mean) / wide
-    density, below = student.pdf(standard, freedom) / wide, student.cdf(standard, freedom)
-    seeds = [figures(y, *each) for each in zip(mean, density, below, strict=True)]
-    mixture = figures(y, np.mean(mean, axis=0), np.mean(density, axis=0), np.mean(below, axis=0))
+    density, below = student.pdf(y, freedom, mean, wide), student.cdf(y, freedom, mean, wide)
+    nets = [figures(y, *net) for net in zip(mean, density, below, strict=True)]
+    over = lambda how: {name: float(how([net[name] for net in nets])) for name in nets[0]}
+    rows["one net"] = over(np.mean)
+    rows["its standard deviation"] = over(partial(np.std, ddof=1)) if len(nets) > 1 else {}
+    rows[f"mixture of {len(nets)}"] = figures(y, mean.mean(0), density.mean(0), below.mean(0))
     half = student.ppf((1 + BAND) / 2, freedom) * wide
-    band = {"middle": mean, "low": mean - half, "high": mean + half}
-    spread = {
-        n: {"mean": float(np.mean([s[n] for s in seeds])), "sd": float(np.std([s[n] for s in seeds], ddof=1))}
-        for n in seeds[0]
-    }
-    return {**naive, problem.order: base, "one net": spread, "mixture": mixture, "seeds": seeds}, {
-        name: np.mean(each, axis=0) for name, each in band.items()
-    }
+    return rows, [np.mean(each, axis=0) for each in (mean, mean - half, mean + half)]
 
 
-def draw(drawn: dict[str, tuple[series.Series, Problem, dict[str, np.ndarray], str]], axes: Any) -> None:
-    """The end of each test: what came, and the mixture's band."""
-    for panel, (name, (found, problem, band, unit)) in zip(axes, drawn.items(), strict=True):
-        years, y = found.years[found.test :], problem.values[found.test :, 0]
-        shown = slice(-min(len(y), 160), None)
-        panel.fill_between(years[shown], band["low"][shown, 0], band["high"][shown, 0], alpha=0.3, label="90% band")
-        panel.plot(years[shown], band["middle"][shown, 0], lw=1, label="forecast")
-        panel.plot(years[shown], y[shown], "k.", ms=3, label="what came")
-        panel.set(title=f"{name}, one step ahead", ylabel=unit, xlabel="year")
+def draw(drawn: dict[str, Any], axes: Any) -> None:
+    """The end of each test: what came, and the band."""
+    for panel, (name, (found, problem, band)) in zip(axes, drawn.items(), strict=True):
+        last = slice(-min(len(band[0]), 160), None)
+        years, (middle, low, high) = found.years[last], (each[last, 0] for each in band)
+        panel.fill_between(years, low, high, alpha=0.3, label="90% band")
+        panel.plot(years, middle, lw=1, label="forecast")
+        panel.plot(years, problem.values[last, 0], "k.", ms=4, label="what came")
+        panel.set(title=f"{name}, one step ahead", ylabel=PROBLEMS[name][2], xlabel="year")
         panel.legend(loc="upper left")
 
 
@@ -183,39 +178,24 @@ def main(config: Config) -> None:
     console, results, drawn = harness.console(), {}, {}
     steps = max(1, training.steps_of(config, PER_MINUTE) // (1 if config.steps else len(PROBLEMS)))
     with rnn.training.Run(config.run, training.about(config, "series", steps)) as run:
-        for name, (load, problem, unit) in PROBLEMS.items():
+        for name, (load, problem, _) in PROBLEMS.items():
             found = load()
             with console.status(f"{name}: the linear forecast"):
                 whole = problem(found, found.test)
-            nets = Nets(config, whole.past.shape[-1])
-            batch = scaled(whole, WARM, found.test, found.test)
-            loss = lambda scan, nets=nets, batch=batch: partial(
-                loss_fn, nets.net, scan, batch=batch, key=jax.random.key(0)
-            )
+            nets, test = Nets(config, whole.past.shape[-1]), slice(found.test, None)
+            given = {"batch": scaled(whole, WARM, found.test, found.test), "key": jax.random.key(0)}
+            loss = lambda scan, nets=nets, given=given: partial(loss_fn, nets.net, scan, **given)
             what = f"{name}: {found.test} steps to train on, {len(whole.values) - found.test} to test"
             training.announce(console, config, f"{what}; {config.seeds} nets of up to {steps} steps", loss, nets.params)
             params, done = nets(run.folder / name, found, problem, steps)
-            test = slice(found.test, None)
-            figures, band = judged(whole, nets.forecasts(params, whole.past), test)
-            results[name], drawn[name] = figures | {"steps": done}, (found, whole, band, unit)
-            print_figures(console, name, figures, done)
+            rows, band = judged(whole, nets.forecasts(params, whole.past), test)
+            results[name], drawn[name] = rows | {"steps": done}, (found, whole, band)
+            texts = lambda f: {n: harness.text(f.get(n), form) for n, form in FORMS.items()}
+            shown = [{name: row} | texts(f) for row, f in rows.items()]
+            harness.print_table(console, f"{name}: the test, nets of {done} steps", shown, left=[name])
         training.write_results(run, results)
         harness.picture(run.folder / "series.png", partial(draw, drawn), columns=len(drawn))
         console.print(f"written: {run.folder / 'series.png'} and results.json beside it")
-
-
-def print_figures(console: Any, name: str, figures: dict[str, Any], steps: int) -> None:
-    rows = []
-    for forecast, found in figures.items():
-        if forecast != "seeds":
-            rows.append({name: forecast} | {n: number_text(found.get(n), n) for n in ("rmse", "nats", "in band")})
-    harness.print_table(console, f"{name}, the test; nets of {steps} steps", rows, left=[name])
-
-
-def number_text(value: Any, name: str) -> str:
-    if isinstance(value, dict):
-        return f"{value['mean']:.3f} ({value['sd']:.3f})"
-    return "-" if value is None else f"{value:.1%}" if name == "in band" else f"{value:.3f}"
 
 
 if __name__ == "__main__":

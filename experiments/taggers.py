@@ -87,5 +87,26 @@ def marked(words: Sequence[str], tags: Sequence[str]) -> str:
     """The sentence with its entities in brackets: [LOC Oslo]."""
     words = list(words)
     for (first, last), kind in spans(tags).items():
-        words[first], words[last] = f"[{kind} {words[first]}", words[last] + "]"
+        words[first] = f"[{kind} {words[first]}"
+        words[last] += "]"
     return "".join(words)
+
+
+def draw(rows: Sequence[dict[str, Any]], counts: np.ndarray, kinds: Sequence[str], axes: Any) -> None:
+    """F1 of each model, and what one of them took for what."""
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    for n, name in enumerate(models):
+        values = [r["f1"] for r in rows if r["model"] == name]
+        places = [n + 0.1 * (r["fold"] - 2) for r in rows if r["model"] == name]
+        axes[0].plot(places, values, "o", ms=4, alpha=0.6)
+        axes[0].hlines(np.mean(values), n - 0.35, n + 0.35, color="0.2")
+    axes[0].set(ylabel="F1 of entities", title="a dot per fold and seed, their mean", ylim=(0, 1))
+    axes[0].set_xticks(range(len(models)), [name.replace(" ", "\n") for name in models])
+    axes[1].imshow(np.log1p(counts), cmap="Blues")
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            dark = count > 0.2 * counts.max()
+            axes[1].text(column, row, count, ha="center", va="center", color="w" if dark else "0.1")
+    axes[1].set(xlabel="found", ylabel="entity", title="types, net with CRF (seed 0, all folds)")
+    axes[1].set_xticks(range(len(kinds)), kinds)
+    axes[1].set_yticks(range(len(kinds)), kinds)

@@ -46,7 +46,7 @@ class Config(training.Settings):
 
 def pooled(ys: Any, lengths: Any) -> jax.Array:
     """Frames [T, B, H] -> [B, 2H]: their mean and their largest, of each utterance's own."""
-    counts = (jnp.arange(len(ys))[:, None] < lengths)[..., None]
+    counts = (jnp.arange(len(ys))[:, None] < lengths[None])[..., None]
     mean = jnp.sum(jnp.where(counts, ys, 0.0), axis=0) / jnp.maximum(lengths, 1).astype(ys.dtype)[:, None]
     return jnp.concatenate([mean, jnp.max(jnp.where(counts, ys, -1.0), axis=0)], axis=-1)
 

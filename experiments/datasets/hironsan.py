@@ -66,12 +66,16 @@ class Numbers:
         self.tags = sorted({tag for s in sentences for tag in s.tags}, key=lambda tag: (tag[1:], tag))
         self.sizes = [len(t) + 2 for t in (self.word, *[self.character] * 4, *self.columns)]
 
-    def of(self, sentence: Sentence, known: set[str]) -> tuple[np.ndarray, np.ndarray]:
-        """[n, 12] and tags [n]; words and characters that are not known are UNKNOWN."""
+    def of(self, sentences: Sequence[Sentence], known: set[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each one's words [n, 12] and tags [n]; words that are not known, and characters of none, are UNKNOWN."""
+        characters = {c for word in known for c in word}
+        return [self._of(sentence, known, characters) for sentence in sentences]
+
+    def _of(self, sentence: Sentence, known: set[str], characters: set[str]) -> tuple[np.ndarray, np.ndarray]:
         rows = []
         for word, columns in zip(sentence.words, sentence.columns, strict=True):
             ends = [*word[:2], *[None] * (2 - len(word[:2])), *[None] * (2 - len(word[-2:])), *word[-2:]]
-            spelled = [NOTHING if c is None else self.character[c] if c in known else UNKNOWN for c in ends]
+            spelled = [NOTHING if c is None else self.character[c] if c in characters else UNKNOWN for c in ends]
             row = [self.word[word] if word in known else UNKNOWN, *spelled]
             rows.append(row + [table[c] for table, c in zip(self.columns, columns, strict=True)])
         return np.array(rows, np.int32), np.array([self.tags.index(tag) for tag in sentence.tags], np.int32)
