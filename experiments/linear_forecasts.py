@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
 from experiments.datasets import series
+
+BAND = 0.9
 
 
 class Problem(NamedTuple):
@@ -67,3 +69,20 @@ def volatility(found: series.Series, until: int) -> Problem:
     wild = np.log(np.sqrt(v) / np.std(returns[:until], axis=0))
     past = np.stack([error, np.abs(error), market, np.abs(market), wild], axis=-1).astype(np.float32)
     return Problem(returns, np.zeros_like(v), np.sqrt(v), past, {}, "last price, weighted volatility")
+
+
+def figures(y: Any, mean: Any, density: Any, below: Any) -> dict[str, float]:
+    """Of forecasts of y: their root mean square error, nats per value, and how many values lie in the 90% band."""
+    found = {"rmse": np.sqrt(np.mean((y - mean) ** 2)), "nats": -np.mean(np.log(density))}
+    return {n: float(v) for n, v in {**found, "in band": np.mean(np.abs(below - 0.5) < BAND / 2)}.items()}
+
+
+def gained(one: tuple[Any, Any], other: tuple[Any, Any]) -> dict[str, dict[str, float]]:
+    """What the other forecast gains on one, of errors and densities each, and how sure so few values make it."""
+    (e, p), (f, q) = one, other
+    squares, logs, roots = e**2 - f**2, np.log(q / p), np.sqrt(np.mean(e**2)) + np.sqrt(np.mean(f**2))
+    error = lambda values: float(np.std(values, ddof=1) / np.sqrt(values.size))
+    return {
+        "the mixture's gain": {"rmse": float(np.mean(squares) / roots), "nats": float(np.mean(logs))},
+        "its standard error": {"rmse": error(squares) / float(roots), "nats": error(logs)},
+    }

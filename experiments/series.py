@@ -32,12 +32,11 @@ from scipy.stats import t as student
 import jaxrnn as rnn
 from experiments import harness, training
 from experiments.datasets import series
-from experiments.linear_forecasts import Problem, autoregression, volatility
+from experiments.linear_forecasts import BAND, Problem, autoregression, figures, gained, volatility
 
 PER_MINUTE = 1200.0  # training steps of all series, in a minute of two cores
-BAND = 0.9
 FORMS = {"rmse": ".3f", "nats": ".3f", "in band": ".1%"}
-WARM = 20  # steps at the beginning that do not count: the baselines have not seen enough there
+WARM = 20  # steps at the beginning that do not count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ SPOTS = partial(autoregression, season=11, lags=20, differences=False, waves=0)
 PROBLEMS: dict[str, tuple[Callable[[], series.Series], Callable[[series.Series, int], Problem], str]] = {
     "CO2": (series.carbon_dioxide, CARBON, "ppm, weekly"),
     "sunspots": (series.sunspots, SPOTS, "a year"),
-    "stocks": (series.stocks, volatility, "daily return, per cent"),
+    "stocks": (series.stocks, volatility, "AAPL's daily return, per cent"),
 }
 
 
@@ -67,9 +66,9 @@ def model(config: Config) -> rnn.Cell:
 
 
 def forecast(net: rnn.Cell, scan: rnn.Scan, params: Any, past: Any, key: Any = None) -> tuple[Any, Any, Any]:
-    """Mean and scale of the error in units of the baseline's scale, [T, B] each, and the degrees of freedom."""
+    """Mean and scale of the error in units of the baseline's scale, [T, B] each; degrees of freedom, [1, 1]."""
     _, ys = rnn.unroll(net, params["net"], past, key=key, scan=scan)
-    return ys[..., 0], jnp.exp(ys[..., 1]), 2.1 + jax.nn.softplus(params["tail"])
+    return ys[..., 0], jnp.exp(ys[..., 1]), 2.1 + jax.nn.softplus(params["tail"])[None, None]
 
 
 def nats(forecast: tuple[Any, Any, Any], error: Any) -> jax.Array:
@@ -109,35 +108,24 @@ class Nets:
             self.params = {"net": first(keys), "tail": jnp.full(config.seeds, 3.0)}
         self.loss = partial(loss_fn, self.net, self.scan)
         forecasts = lambda p, past: jax.vmap(lambda p: forecast(self.net, self.scan, p, past))(p)
-        self.forecasts = jax.jit(forecasts)  # [seeds, T, B] mean and scale, [seeds] freedom
+        self.forecasts = jax.jit(forecasts)  # [seeds, ...] each
 
     def judged(self, batch: Any, params: Any) -> dict[str, float]:
         past, error, counts = batch
-        return {"nats": float(np.mean(np.mean(nats(each_step(self.forecasts(params, past)), error)[:, counts])))}
+        return {"nats": float(np.mean(nats(self.forecasts(params, past), error[None])[:, counts]))}
 
     def __call__(self, folder: Path, found: series.Series, problem: Any, steps: int) -> tuple[Any, int]:
         """The parameters, and how many steps they were trained for."""
         cut, test, best = found.development, found.test, rnn.training.Best("nats", patience=5)
-        earlier, options = problem(found, cut), {"optimizer": self.optimizer}
+        train = partial(training.trained, self.config, loss_fn=self.loss, params=self.params, optimizer=self.optimizer)
         with rnn.training.Run(folder / "development") as own:
-            options |= {"evaluate": partial(self.judged, scaled(earlier, cut, test, test)), "evaluations": 25}
+            earlier = problem(found, cut)
+            judge = partial(self.judged, scaled(earlier, cut, test, test))
             batch = scaled(earlier, WARM, cut, test)
-            training.trained(self.config, own, self.loss, self.params, lambda _: batch, steps, best=best, **options)
+            train(own, batches=lambda _: batch, steps=steps, evaluate=judge, evaluations=25, best=best)
         with rnn.training.Run(folder / "whole") as own:
-            whole, options = scaled(problem(found, test), WARM, test, test), {"optimizer": self.optimizer}
-            done = best.step
-            return training.trained(self.config, own, self.loss, self.params, lambda _: whole, done, **options), done
-
-
-def each_step(forecasts: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    mean, scale, freedom = map(np.asarray, forecasts)
-    return mean, scale, freedom[:, None, None]
-
-
-def figures(y: Any, mean: Any, density: Any, below: Any) -> dict[str, float]:
-    """Of forecasts of y: their root mean square error, nats per value, and how many values lie in the 90% band."""
-    found = {"rmse": np.sqrt(np.mean((y - mean) ** 2)), "nats": -np.mean(np.log(density))}
-    return {n: float(v) for n, v in {**found, "in band": np.mean(np.abs(below - 0.5) < BAND / 2)}.items()}
+            whole = scaled(problem(found, test), WARM, test, test)
+            return train(own, batches=lambda _: whole, steps=best.step), best.step
 
 
 def judged(problem: Problem, forecasts: Any, test: slice) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -148,7 +136,7 @@ def judged(problem: Problem, forecasts: Any, test: slice) -> tuple[dict[str, Any
     tail, factor = problem.tail(test.start)
     heavy = student(tail, at, factor * scale)
     rows[f"{problem.order}, Student-t"] = figures(y, at, heavy.pdf(y), heavy.cdf(y))
-    mean, wide, freedom = each_step(forecasts)
+    mean, wide, freedom = map(np.asarray, forecasts)
     mean, wide = at + mean[:, test] * scale, wide[:, test] * scale
     density, below = student.pdf(y, freedom, mean, wide), student.cdf(y, freedom, mean, wide)
     nets = [figures(y, *net) for net in zip(mean, density, below, strict=True)]
@@ -156,20 +144,21 @@ def judged(problem: Problem, forecasts: Any, test: slice) -> tuple[dict[str, Any
     rows["one net"] = over(np.mean)
     rows["its standard deviation"] = over(partial(np.std, ddof=1)) if len(nets) > 1 else {}
     rows[f"mixture of {len(nets)}"] = figures(y, mean.mean(0), density.mean(0), below.mean(0))
+    rows |= gained((y - at, heavy.pdf(y)), (y - mean.mean(0), density.mean(0)))
     half = student.ppf((1 + BAND) / 2, freedom) * wide
     return rows, [np.mean(each, axis=0) for each in (mean, mean - half, mean + half)]
 
 
 def draw(drawn: dict[str, Any], axes: Any) -> None:
     """The end of each test: what came, and the band."""
-    for panel, (name, (found, problem, band)) in zip(axes, drawn.items(), strict=True):
+    for panel, (name, (found, problem, band)) in zip(np.atleast_1d(axes), drawn.items(), strict=True):
         last = slice(-min(len(band[0]), 160), None)
         years, (middle, low, high) = found.years[last], (each[last, 0] for each in band)
         panel.fill_between(years, low, high, alpha=0.3, label="90% band")
         panel.plot(years, middle, lw=1, label="forecast")
         panel.plot(years, problem.values[last, 0], "k.", ms=4, label="what came")
         panel.set(title=f"{name}, one step ahead", ylabel=PROBLEMS[name][2], xlabel="year")
-        panel.legend(loc="upper left")
+        panel.legend(fontsize="small", framealpha=0.5)
 
 
 def main(config: Config) -> None:

@@ -41,7 +41,7 @@ def test_nets_and_baselines_are_judged_and_a_run_goes_on(small, tmp_path):
     models = [*taggers.NAMES, *entities.NETS]
     assert [(r["model"], r["fold"]) for r in rows] == [(m, k) for m in models for k in "01"]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results) == models and results["linear CRF"]["f1"] == 1 > results["word"]["f1"]
+    assert list(results) == models and results["linear CRF"]["f1"] > max(0.8, results["word"]["f1"])
     assert "scratch memory" in out and is_picture(tmp_path / "run" / "entities.png")
     found = (tmp_path / "run" / "found.txt").read_text()
     assert found.count("is    ") == 20 and "[LOC bc]" in found

@@ -25,20 +25,16 @@ def short(monkeypatch):
     spots = lambda found, until: linear_forecasts.autoregression(
         found, until, season=12, lags=4, differences=False, waves=0
     )
-    problems = {
-        "sunspots": (waves, spots, "a year"),
-        "stocks": (lambda: waves(90, 2), linear_forecasts.volatility, "per cent"),
-    }
-    monkeypatch.setattr(series, "PROBLEMS", problems)
+    monkeypatch.setattr(series, "PROBLEMS", {"sunspots": (waves, spots, "a year")})
 
 
 def test_forecasts_are_judged_and_a_run_goes_on(short, tmp_path):
     code, out, err = launched("series", *SMALL, "--run", tmp_path / "run")
     assert code == 0, err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results) == ["sunspots", "stocks"] and 1 <= results["sunspots"]["steps"] <= 25
-    for rows in results.values():
-        assert rows["mixture of 2"]["nats"] <= rows["one net"]["nats"] + 1e-6 and 0 <= rows["one net"]["in band"] <= 1
+    rows = results["sunspots"]
+    assert 1 <= rows["steps"] <= 25 and {"last value", "a season ago"} < set(rows)
+    assert rows["mixture of 2"]["nats"] <= rows["one net"]["nats"] + 1e-6 and 0 <= rows["one net"]["in band"] <= 1
     assert "scratch memory" in out and is_picture(tmp_path / "run" / "series.png")
     assert launched("series", *SMALL, "--run", tmp_path / "run").code == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
@@ -71,12 +67,17 @@ def test_figures_by_hand():
     errors = 2 * t.rvs(5, size=4000, random_state=0)
     columns = [*errors, 1, 3], [*0 * errors, 0, 1], [*0 * errors + 1, 2, 2]
     problem = linear_forecasts.Problem(*(np.array(a)[:, None] for a in columns), np.zeros((0, 1, 1)), {}, "AR(1)")
-    forecasts = (np.full((1, 4002, 1), 0.5), np.ones((1, 4002, 1)), np.array([4.0]))
+    forecasts = (np.full((1, 4002, 1), 0.5), np.ones((1, 4002, 1)), np.full((1, 1, 1), 4.0))
     rows, (middle, low, high) = series.judged(problem, forecasts, slice(4000, None))
     assert rows["AR(1)"]["rmse"] == pytest.approx(np.sqrt((1 + 4) / 2)) and rows["AR(1)"]["in band"] == 1
     assert rows["AR(1)"]["nats"] == pytest.approx(-np.mean(norm.logpdf([1, 3], [0, 1], 2)))
     assert problem.tail(4000) == pytest.approx((5, 2), rel=0.15)
     assert rows["AR(1), Student-t"]["rmse"] == rows["AR(1)"]["rmse"]
+    assert rows["the mixture's gain"]["rmse"] == pytest.approx(np.sqrt(2.5) - np.sqrt(0.5))
+    assert rows["the mixture's gain"]["nats"] == pytest.approx(
+        rows["AR(1), Student-t"]["nats"] - rows["mixture of 1"]["nats"]
+    )
+    assert rows["its standard error"]["rmse"] == pytest.approx(1 / (np.sqrt(2.5) + np.sqrt(0.5)))
     assert middle[:, 0].tolist() == [1, 2] and rows["one net"]["rmse"] == pytest.approx(np.sqrt(0.5))
     assert rows["mixture of 1"]["nats"] == pytest.approx(-np.mean(t.logpdf([1, 3], 4, [1, 2], 2)))
     np.testing.assert_allclose(high - low, 2 * 2 * t.ppf(0.95, 4), rtol=1e-6)

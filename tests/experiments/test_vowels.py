@@ -58,4 +58,5 @@ def test_bad_arguments_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(series, "vowels", lambda: found)
     run = ["--run", tmp_path / "run"]
     complains(launched("vowels", "--seeds", 0, *run), "--seeds and --batch must be at least 1")
-    complains(launched("vowels", "--size", 0, *run), "size must be a whole number of at least 1, got 0")
+    complains(launched("vowels", "--batch", 30, *run), "27 examples make no batch")
+    complains(launched("vowels", "--batch", 5, "--size", 0, *run), "size must be a whole number of at least 1, got 0")
