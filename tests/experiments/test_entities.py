@@ -32,7 +32,7 @@ def small(monkeypatch):
     monkeypatch.setattr(entities, "FOLDS", 2)
 
 
-def test_nets_and_baselines_are_judged_and_a_run_goes_on(small, tmp_path):
+def test_nets_and_baselines_are_judged(small, tmp_path):
     pytest.importorskip("pycrfsuite")
     arguments = [*SMALL, "--run", tmp_path / "run"]
     code, out, err = launched("entities", *arguments)
@@ -45,6 +45,14 @@ def test_nets_and_baselines_are_judged_and_a_run_goes_on(small, tmp_path):
     assert "scratch memory" in out and is_picture(tmp_path / "run" / "entities.png")
     found = (tmp_path / "run" / "found.txt").read_text()
     assert found.count("is    ") == 20 and "[LOC bc]" in found
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_to_the_same_figures(small, tmp_path):
+    pytest.importorskip("pycrfsuite")
+    arguments = [*SMALL, "--run", tmp_path / "run"]
+    assert launched("entities", *arguments).code == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # the last net was not done
     assert launched("entities", *arguments).code == 0

@@ -56,7 +56,7 @@ def test_padding_is_not_pooled():
 def test_bad_arguments_are_one_sentence(monkeypatch, tmp_path):
     found = made_up()
     monkeypatch.setattr(series, "vowels", lambda: found)
-    run = ["--run", tmp_path / "run"]
-    complains(launched("vowels", "--seeds", 0, *run), "--seeds and --batch must be at least 1")
-    complains(launched("vowels", "--batch", 30, *run), "27 examples make no batch")
-    complains(launched("vowels", "--batch", 5, "--size", 0, *run), "size must be a whole number of at least 1, got 0")
+    tried = lambda *arguments: launched("vowels", *arguments, "--run", tmp_path / arguments[0])
+    complains(tried("--seeds", 0), "--seeds and --batch must be at least 1")
+    complains(tried("--batch", 30), "27 examples make no batch")
+    complains(tried("--size", 0, "--batch", 5), "size must be a whole number of at least 1, got 0")
