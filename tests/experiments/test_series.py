@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from experiments import linear_forecasts, series
+from experiments import linear_forecasts, series, training
 from experiments.datasets import series as data
 from tests.experiments.program import complains, is_picture, launched
 
@@ -28,7 +28,7 @@ def short(monkeypatch):
     monkeypatch.setattr(series, "PROBLEMS", {"sunspots": (waves, spots, "a year")})
 
 
-def test_forecasts_are_judged_and_a_run_goes_on(short, tmp_path):
+def test_forecasts_are_judged_and_a_run_goes_on(short, monkeypatch, tmp_path):
     code, out, err = launched("series", *SMALL, "--run", tmp_path / "run")
     assert code == 0, err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -36,6 +36,7 @@ def test_forecasts_are_judged_and_a_run_goes_on(short, tmp_path):
     assert 1 <= rows["steps"] <= 25 and {"last value", "a season ago"} < set(rows)
     assert rows["mixture of 2"]["nats"] <= rows["one net"]["nats"] + 1e-6 and 0 <= rows["one net"]["in band"] <= 1
     assert "scratch memory" in out and is_picture(tmp_path / "run" / "series.png")
+    monkeypatch.setattr(training, "announce", lambda *_: None)
     assert launched("series", *SMALL, "--run", tmp_path / "run").code == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from experiments import vowels
+from experiments import training, vowels
 from experiments.datasets import series
 from tests.experiments.program import complains, is_picture, launched
 
@@ -29,8 +29,9 @@ def test_nets_vote_and_a_run_goes_on(monkeypatch, tmp_path):
     code, out, err = launched("vowels", *SMALL, "--run", tmp_path / "run")
     assert code == 0, err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["nearest mean frame"] > 0.8 and len(results["seeds"]) == 2 and results["test"] == 18
+    assert results["nearest, stretched to 12 frames"] > 0.8 and len(results["seeds"]) == 2 and results["test"] == 18
     assert "the vote of 2" in results and "scratch memory" in out and is_picture(tmp_path / "run" / "vowels.png")
+    monkeypatch.setattr(training, "announce", lambda *_: None)
     assert launched("vowels", *SMALL, "--run", tmp_path / "run").code == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
@@ -46,6 +47,10 @@ def test_distances_are_the_least_of_all_ways():
 
     wanted = [least(x, y) for x, y in itertools.product(ones, others)]
     np.testing.assert_allclose(vowels.distances(ones, others).ravel(), wanted, rtol=1e-5)
+
+
+def test_stretching_keeps_the_ends():
+    np.testing.assert_allclose(vowels.stretched(np.array([[0.0, 1], [2, 5]]), 3), [0, 1, 2, 1, 3, 5])
 
 
 def test_padding_is_not_pooled():
