@@ -68,8 +68,8 @@ class Classifier:
 
     def init(self, key: Any) -> Any:
         k_net, k_readout = jax.random.split(key)
-        readout = nn.Dense(SPEAKERS).init(k_readout, jnp.zeros(4 * self.size))
-        return {"net": self.layer.init(k_net, jax.ShapeDtypeStruct((12,), jnp.float32)), "readout": readout}
+        net = self.layer.init(k_net, jax.ShapeDtypeStruct((12,), jnp.float32))
+        return {"net": net, "readout": nn.Dense(SPEAKERS).init(k_readout, jnp.zeros(4 * self.size))}
 
     def __call__(self, params: Any, frames: Any, lengths: Any, key: Any = None) -> jax.Array:
         if key is not None:
