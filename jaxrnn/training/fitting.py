@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -80,7 +81,8 @@ def fit(
     A `TrainState` in place of `params` (what `fit` returned, or that of an `Interrupted`) is gone on
     from. A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
 
-    Cost: the train step; one batch is fetched while the previous step runs.
+    Cost: the train step; one batch is fetched while the previous step runs. It is compiled once per shape of the
+    batch, also over several calls with the same `loss_fn` and `optimizer` (the same objects), as over seeds or folds.
     Raises: NotFinite (a FloatingPointError) when the loss or gradient is not finite, before anything of
     that step is saved: it names the leaves, and carries the state and the batch; Interrupted, which
     carries the state; RunError for a run folder or checkpoint that cannot be used; ValueError for bad
@@ -90,9 +92,7 @@ def fit(
     source = source_of(batches)
     if best is not None and evaluate is None:
         raise ValueError(f"fit: best compares {best.figure!r}, which evaluate must give; give evaluate")
-    gradient = gradient_of(loss_fn, value_and_grad)
-    train_step = step_by(gradient, optimizer, combine=combine, copies=copies, only_if_finite=True)
-    train_step = jax.jit(train_step, donate_argnums=0)
+    gradient, train_step = _compiled_once(loss_fn, value_and_grad, optimizer, combine, copies)
     with contextlib.ExitStack() as stack:
         heard = stack.enter_context(stop_signals())
         if run is not None and not isinstance(run, Run):
@@ -101,6 +101,33 @@ def fit(
         show = stack.enter_context(reporter(int(state.step), plan.steps, progress))
         saved = max(run.steps(), default=None) if run else None
         return _trained(train_step, state, _Diary(run, show, evaluate, best, plan, source, gradient, heard, saved))
+
+
+def _compiled_once(
+    loss_fn: LossFn,
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    combine: str,
+    copies: Copies,
+) -> tuple[Gradient, TrainStep]:
+    """The gradient, and the step that `jax.jit` has compiled already if a call before was given the same."""
+    try:
+        return _kept_steps(loss_fn, value_and_grad, optimizer, combine, copies)
+    except TypeError:  # copies that are a tree of arrays have no hash
+        return _kept_steps.__wrapped__(loss_fn, value_and_grad, optimizer, combine, copies)
+
+
+@functools.lru_cache(maxsize=4)  # few: each keeps alive what its loss_fn closes over
+def _kept_steps(
+    loss_fn: LossFn,
+    value_and_grad: ValueAndGrad,
+    optimizer: optax.GradientTransformation,
+    combine: str,
+    copies: Copies,
+) -> tuple[Gradient, TrainStep]:
+    gradient = gradient_of(loss_fn, value_and_grad)
+    train_step = step_by(gradient, optimizer, combine=combine, copies=copies, only_if_finite=True)
+    return gradient, jax.jit(train_step, donate_argnums=0)
 
 
 def _trained(train_step: TrainStep, state: TrainState, diary: _Diary) -> TrainState:

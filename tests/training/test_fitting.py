@@ -37,6 +37,19 @@ def test_a_loss_is_traced_once(tmp_path):
     assert int(rnn.training.fit(**tiny(loss_fn=loss), run=tmp_path / "run").step) == 30
 
 
+def test_several_trainings_with_one_loss_and_optimizer_are_traced_once():
+    """As over seeds and folds; they share the program and nothing else."""
+    given = tiny(loss_fn=chex.assert_max_traces(tiny_loss, n=1))
+    one, again = rnn.training.fit(**given), rnn.training.fit(**given)
+    assert bits(one) == bits(again)
+    other = rnn.training.fit(**given | {"params": jax.tree.map(lambda p: p + 1, given["params"])})
+    assert bits(other.params) != bits(one.params)
+    slower = optax.sgd(1e-3)  # another optimizer is another program
+    assert bits(rnn.training.fit(**tiny(optimizer=slower)).params) != bits(one.params)
+    halved = rnn.training.fit(**tiny(combine="mean", copies={"w": 2.0}))  # a dict has no hash
+    assert bits(halved.params) != bits(one.params)
+
+
 def test_scheduled_sampling_by_the_number_of_the_update(tmp_path):
     """A batch brings its number along: the rate grows within one program, and a run that goes on has the same bits."""
     net = rnn.stack(rnn.layer(nn.Embed(3, 2)), rnn.elman(4), rnn.layer(nn.Dense(3)))
