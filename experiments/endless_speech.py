@@ -161,7 +161,7 @@ def report(config: Config, run: Any, data: Any, net: rnn.Cell, found: Any, label
         for way, read in written.items():
             results[way][part] = {"error": test.error(read), "delay": hearing.quantiles(test.delays(read))}
         if part == "sentences":
-            heard = (test, {how: written[w] for w, (k, _, how) in WAYS.items() if k == "stream"})
+            heard = (test, {"greedily": written["windows of a stream"], "by beams": written["by prefix beams"]})
     whole, stream = (results[w] for w in list(WAYS)[0:4:3])
     over = {part: stream[part]["error"] / max(whole[part]["error"], 1e-9) for part in whole}
     shorter = float(np.mean(data["train"].steps > sum(sizes_of(config.window).values())))

@@ -72,7 +72,8 @@ class Reader:
     """What a net reads of examples, greedily or by beams; compiled once for all nets."""
 
     def __init__(self, net: rnn.SequenceLayer, data: dict[str, Any], *, width: int) -> None:
-        self.batches = [(n, b["xs"]) for n, b in rnn.training.Bucketed(data, tokens=4096, bounds=bounds(data)).once()]
+        batches = rnn.training.Bucketed(data, size=min(16, len(data["xs"])), bounds=bounds(data))
+        self.batches = [(numbers, batch["xs"]) for numbers, batch in batches.once()]
         self.run = jax.jit(lambda params, xs, lengths: rnn.unroll(net, params, xs, lengths=lengths)[1])
         self.width, self.steps = width, [len(x) for x in data["xs"]]
 
