@@ -86,60 +86,42 @@ def listener(config: Config, net: rnn.Cell, data: hearing.Speech) -> hearing.Tes
 
 def train(config: Config, run: rnn.training.Run, data: Any, net: rnn.Cell, console: Any) -> dict[str, Any]:
     """The parameters of the net trained by whole utterances, and of that trained by windows of a stream."""
-    scan, lessons, test = training.scan_of(config), data["train"], listener(config, net, data["develop"])
+    lessons, test = data["train"], listener(config, net, data["develop"])
     whole = rnn.training.Bucketed(lessons.whole(), tokens=config.tokens, seed=config.seed)
     steps = training.steps_of(config, PASSES * whole.per_epoch)
-    windows, count = windows_of(config, lessons, steps / whole.per_epoch)
     with harness.usage():
         params = net.init(jax.random.key(config.seed), lessons.xs[0])
-        states = rnn.losses.online_start(net, params, windows(0)[1])
-    key, early = jax.random.key(config.seed + 1), max(1, round(count * config.early))
-    optimizer = rnn.training.adam(config.learning_rate, steps=count)
-    evaluate = lambda told: lambda p: {"phoneme_error": test.error(test.greedily(test.logits(p, told=told)))}
-    opened = lambda kind, steps: rnn.training.Run(
-        run.folder / kind, training.about(config, f"endless_speech: {kind}", steps)
-    )
-
-    one = lambda scan: lambda p: whole_loss(net, scan, p, whole(0), key)
+    one = lambda scan: lambda p: whole_loss(net, scan, p, whole(0), None)
     training.announce(console, config, f"{steps:,} batches of whole utterances", one, params)
-    with opened("whole", steps) as own:
-        best, loss = rnn.training.Best("phoneme_error"), partial(whole_loss, net, scan)
+    with rnn.training.Run(run.folder / "whole", training.about(config, "endless_speech: whole", steps)) as own:
+        told = lambda p: {"phoneme_error": test.error(test.greedily(test.logits(p, told=True)))}
+        options = {"evaluate": told, "evaluations": 8, "best": rnn.training.Best("phoneme_error")}
         by_whole = training.trained(
-            config, own, loss, params, whole, steps, evaluate=evaluate(True), evaluations=8, best=best
+            config, own, partial(whole_loss, net, training.scan_of(config)), params, whole, steps, **options
         )
+    windows = windows_of(config, lessons, steps / whole.per_epoch)
+    return {"whole": by_whole, "stream": train_on_stream(config, run, net, params, *windows, test, console)}
 
-    one = lambda scan: lambda p: stream_loss(config, net, scan, p, windows(0), key, states)[0]
+
+def train_on_stream(
+    config: Config, run: Any, net: rnn.Cell, params: Any, windows: Any, count: int, test: hearing.Test, console: Any
+) -> Any:
+    """First without, then with what utterances teach that are open at a window's end: early, that is silence."""
+    states = rnn.losses.online_start(net, params, windows(0)[1])
+    one = lambda scan: lambda p: stream_loss(config, net, scan, p, windows(0), None, states)[0]
     training.announce(console, config, f"{count:,} windows of {config.streams} streams", one, params)
-    with opened("early", count) as own:
-        first = dataclasses.replace(config, partial="truncated")
-        state = rnn.training.fit(
-            partial(stream_loss, first, net, scan),
-            params,
-            windows,
-            steps=early,
-            optimizer=optimizer,
-            key=key,
-            carry=states,
-            run=own,
-            evaluate=evaluate(False),
-            evaluate_every=max(1, count // 8),
-            save_every=config.save_every,
-        )
-    with opened("stream", count) as own:
-        best, loss = rnn.training.Best("phoneme_error"), partial(stream_loss, config, net, scan)
-        by_windows = training.trained(
-            config,
-            own,
-            loss,
-            state,
-            windows,
-            count,
-            evaluate=evaluate(False),
-            evaluations=8,
-            best=best,
-            optimizer=optimizer,
-        )
-    return {"whole": by_whole, "stream": by_windows}
+    loss = lambda config: partial(stream_loss, config, net, training.scan_of(config))
+    optimizer, key = rnn.training.adam(config.learning_rate, steps=count), jax.random.key(config.seed + 1)
+    evaluate = lambda p: {"phoneme_error": test.error(test.greedily(test.logits(p, told=False)))}
+    options = {"optimizer": optimizer, "evaluate": evaluate}
+    with rnn.training.Run(run.folder / "early", training.about(config, "endless_speech: early", count)) as own:
+        first, early = loss(dataclasses.replace(config, partial="truncated")), max(1, round(count * config.early))
+        options |= {"evaluate_every": max(1, count // 8), "save_every": config.save_every}
+        state = rnn.training.fit(first, params, windows, steps=early, key=key, carry=states, run=own, **options)
+    with rnn.training.Run(run.folder / "stream", training.about(config, "endless_speech: stream", count)) as own:
+        best = rnn.training.Best("phoneme_error")
+        rnn.training.fit(loss(config), state, windows, steps=count, key=key, run=own, best=best, **options)
+    return best.params
 
 
 WAYS = {  # name: (the net, whether it is told where utterances begin, how its logits are read)
@@ -162,7 +144,7 @@ def report(config: Config, run: Any, data: Any, net: rnn.Cell, found: Any, label
             results[way][part] = {"error": test.error(read), "delay": hearing.quantiles(test.delays(read))}
         if part == "sentences":
             heard = (test, {"greedily": written["windows of a stream"], "by beams": written["by prefix beams"]})
-    whole, stream = (results[w] for w in list(WAYS)[0:4:3])
+    whole, stream = (results[way] for way in ("whole utterances, told where they begin", "windows of a stream"))
     over = {part: stream[part]["error"] / max(whole[part]["error"], 1e-9) for part in whole}
     shorter = float(np.mean(data["train"].steps > sum(sizes_of(config.window).values())))
     training.write_results(run, {**results, "stream over whole": over, "longer than a window": shorter})
@@ -181,16 +163,7 @@ def report(config: Config, run: Any, data: Any, net: rnn.Cell, found: Any, label
     console.print(f"a stream's errors: {ratios} the whole's; {shorter:.0%} of utterances are longer than a window")
     harness.picture(run.folder / "stream.png", partial(hearing.draw_stream, *heard, labels))
     harness.picture(run.folder / "delays.png", partial(hearing.draw_delays, *heard))
-    harness.picture(run.folder / "curve.png", partial(draw_curves, run))
-
-
-def draw_curves(run: rnn.training.Run, axes: Any) -> None:
-    for kind, folders in {"whole utterances": ["whole"], "windows of a stream": ["early", "stream"]}.items():
-        records = [r for folder in folders for r in rnn.training.read_metrics(run.folder / folder)]
-        points = {r["step"]: r["phoneme_error"] for r in records if "phoneme_error" in r}
-        axes.plot([step / max(points) for step in points], points.values(), "o-", label=kind)
-    axes.set(xlabel="share of the training", ylabel="phoneme error on the development part", yscale="log")
-    axes.legend()
+    harness.picture(run.folder / "curve.png", partial(hearing.draw_curves, run))
 
 
 def main(config: Config) -> None:

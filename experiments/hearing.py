@@ -155,3 +155,12 @@ def draw_delays(test: Test, written: dict[str, Written], axes: Any) -> None:
         axes.hist(np.clip(1000 * test.delays(read), -200, 1000), 60, alpha=0.6, label=name)
     axes.set(xlabel="milliseconds from a phoneme's end until it is written down", ylabel="phonemes")
     axes.legend()
+
+
+def draw_curves(run: rnn.training.Run, axes: Any) -> None:
+    for kind, folders in {"whole utterances": ["whole"], "windows of a stream": ["early", "stream"]}.items():
+        records = [r for folder in folders for r in rnn.training.read_metrics(run.folder / folder)]
+        points = {r["step"]: r["phoneme_error"] for r in records if "phoneme_error" in r}
+        axes.plot([step / max(points) for step in points], points.values(), "o-", label=kind)
+    axes.set(xlabel="share of the training", ylabel="phoneme error on the development part", yscale="log")
+    axes.legend()

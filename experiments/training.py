@@ -78,12 +78,8 @@ def trained(
     evaluations: int = 5,
     best: rnn.training.Best | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    carry: Any = None,
 ) -> Any:
-    """The parameters after `steps` steps of Adam, or the best ones on the way where `best` looks for them.
-
-    `carry`: the first state of streams, see `fit`.
-    """
+    """The parameters after `steps` steps of Adam, or the best ones on the way where `best` looks for them."""
     if optimizer is None:
         optimizer = rnn.training.adam(config.learning_rate, steps=steps)
     final = rnn.training.fit(
@@ -93,7 +89,6 @@ def trained(
         steps=steps,
         optimizer=optimizer,
         key=jax.random.key(config.seed + 1),
-        carry=carry,
         run=run,
         evaluate=evaluate,
         evaluate_every=max(1, steps // evaluations),
