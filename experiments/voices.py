@@ -29,7 +29,7 @@ import jaxrnn as rnn
 from experiments import harness, reading, training
 from experiments.datasets import asterisk, espeak, sound
 
-PER_MINUTE = 300  # Steps on synthetic speech, of two cores as the README's were.
+PER_MINUTE = 225  # Steps on synthetic speech, of two cores as the README's were.
 DEVELOP = 9  # The tenth of the prompts that choices are made by: neither learnt nor tested.
 
 
