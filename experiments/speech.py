@@ -101,7 +101,8 @@ def loss_fn(net: rnn.SequenceLayer, task: Task, noise: float, scan: rnn.Scan, pa
     whole = rnn.chain(net, rnn.losses.ctc(batch["phonemes"], label_lengths=batch["count"]))
     states, _ = rnn.unroll(whole, (params, ()), xs, lengths=lengths, key=key, scan=scan, outputs="none")
     nats = rnn.losses.ctc_nll(states[-1], batch["count"])
-    return jnp.sum(jnp.where(jnp.isinf(nats), 0, nats)) / jnp.sum(batch["count"])  # inf: too few frames for it
+    nats = jnp.where(jnp.isinf(nats), 0, nats)  # inf: too few frames for so many phonemes
+    return jnp.sum(nats) / jnp.sum(batch["count"]).astype(nats.dtype)
 
 
 def wrong(task: Task, corpus: espeak.Corpus, logits: list[np.ndarray], read: Any = hearing.greedily) -> float:

@@ -68,7 +68,7 @@ def test_both_nets_of_a_task_have_as_many_parameters():
 
 
 def test_ctc_loss_is_that_of_the_logits():
-    config = speech.Config(size=3, dropout=0.0, stride=1)
+    config = speech.Config(size=3, dropout=0.0, stride=1, tokens=200)
     net = speech.model(config, "ctc", True, 6, 5)
     params = net.init(jax.random.key(0), jnp.zeros((1, 6)))
     batch = speech.batches_of(config, made_up(20), [20])(0)
