@@ -14,7 +14,6 @@ Writes results.json, captions.csv (all that was said), captions.png, attention.p
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,12 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import sacrebleu
-from sklearn.neighbors import NearestNeighbors
 
 import jaxrnn as rnn
 from experiments import drawings, harness, training
-from experiments.datasets.emoji import Emoji, Split, emoji
+from experiments.datasets.emoji import Split, emoji
+from experiments.naming import figures, nearest, said, words
 
 PER_MINUTE = 600  # training steps on two cores
 EDGE = "."  # the symbol that begins and ends a caption
@@ -62,14 +60,6 @@ class Eye(nn.Module):
         return jnp.moveaxis(nn.LayerNorm()(x) + where, 1, 0)
 
 
-def words(name: str) -> list[str]:
-    return re.findall(r"[:,]|[^\s:,]+", name)
-
-
-def said(parts: Sequence[str]) -> str:
-    return re.sub(r" ([:,])", r"\1", " ".join(parts))
-
-
 class Net:
     """The parts of the net, for one vocabulary."""
 
@@ -83,10 +73,10 @@ class Net:
         places = jnp.zeros((64, self.config.embedding))
         return {"eye": eye, "speaker": self.speaker(places).init(k_speaker, jnp.zeros((), jnp.int32))}
 
-    def listener(self, places: jax.Array) -> tuple[rnn.Cell, rnn.Cell]:
+    def listener(self, places: jax.Array, **how: Any) -> tuple[rnn.Cell, rnn.Cell]:
         """From a word to what is to be said next, looking at the places."""
         embed = nn.Embed(len(self.vocabulary), self.config.embedding, embedding_init=nn.initializers.normal(0.5))
-        return rnn.layer(embed), rnn.attending(rnn.gru(self.config.size), places)
+        return rnn.layer(embed), rnn.attending(rnn.gru(self.config.size), places, **how)
 
     def speaker(self, places: jax.Array) -> rnn.Cell:
         """One step: word [*B] -> logits of the next [*B, V]."""
@@ -132,31 +122,10 @@ class Net:
     def looks(self, params: Any, picture: np.ndarray, name: str) -> np.ndarray:
         """Where the net looks as it says each word of a name, [words, 8, 8]."""
         places = self.eye.apply({"params": params["eye"]}, picture[None])
-        cell, own = rnn.stack(*self.listener(places)), params["speaker"][:2]
-        inputs = rnn.sequence.shifted(self.numbers(name)[:, None], 0)
-        _, ys = rnn.unroll(cell, own, inputs)
-        query = ys[..., : self.config.size] @ own[1]["W"]  # what `attending` scores the places with
-        scores = jnp.einsum("tbe,sbe->tbs", query, places) / np.sqrt(self.config.embedding)
-        return np.asarray(jax.nn.softmax(scores)).reshape(-1, 8, 8)
-
-
-def figures(captions: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """BLEU, the share that is right to the letter, and that of the skin tones where there are any."""
-    pairs = list(zip(captions, names, strict=True))
-    tones = [[re.findall(r"[\w-]+ skin tone", text) for text in pair] for pair in pairs]
-    toned = [a == b for a, b in tones if b]
-    return {
-        "bleu": sacrebleu.corpus_bleu(list(captions), [list(names)]).score,
-        "exact": sum(a == b for a, b in pairs) / len(pairs),
-        "skin_tones": sum(toned) / max(len(toned), 1),
-    }
-
-
-def nearest(train: Emoji, pictures: np.ndarray) -> list[str]:
-    """The captions of the pictures that differ least, pixel by pixel."""
-    flat = lambda a: a.reshape(len(a), -1)
-    _, found = NearestNeighbors(n_neighbors=1).fit(flat(train.pictures)).kneighbors(flat(pictures))
-    return [train.names[i] for i in found[:, 0]]
+        cell = rnn.stack(*self.listener(places, weights=True))
+        told = rnn.sequence.shifted(self.numbers(name)[:, None], 0)
+        _, (_, weights) = rnn.unroll(cell, params["speaker"][:2], told)
+        return np.asarray(weights).reshape(-1, 8, 8)
 
 
 def main(config: Config) -> None:

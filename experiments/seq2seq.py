@@ -54,9 +54,9 @@ class Translator:
         )
         return rnn.stack(*self.looking(memory, lengths), *readout)
 
-    def looking(self, memory: jax.Array, lengths: jax.Array | None) -> tuple[rnn.Cell, rnn.Cell]:
+    def looking(self, memory: jax.Array, lengths: jax.Array | None, **how: Any) -> tuple[rnn.Cell, rnn.Cell]:
         embed = nn.Embed(self.targets, self.embedding, embedding_init=nn.initializers.normal(1.0))
-        return rnn.layer(embed), rnn.attending(harness.CELLS[self.cell](2 * self.size), memory, lengths)
+        return rnn.layer(embed), rnn.attending(harness.CELLS[self.cell](2 * self.size), memory, lengths, **how)
 
     def thinned(self) -> rnn.Cell:
         return rnn.dropout(rnn.lift(lambda y: y), self.dropout)
@@ -114,10 +114,9 @@ class Translator:
         """Where the decoder looks in one source [S] as it writes its target [T], [T, S]; sums to one over S."""
         length = jnp.array([len(source)])
         _, state, memory = self.read(params, rnn.training.Padded(jnp.asarray(source)[:, None], length))
-        looking = rnn.stack(*self.looking(memory, None))
-        _, ys = rnn.unroll(looking, params["decoder"][:2], rnn.sequence.shifted(target[:, None], END), state[:2])
-        query = jnp.dot(ys[:, 0, : 2 * self.size], params["decoder"][1]["W"])
-        return jax.nn.softmax(jnp.dot(query, memory[:, 0].T) / jnp.sqrt(2 * self.size))
+        looking, told = rnn.stack(*self.looking(memory, None, weights=True)), rnn.sequence.shifted(target[:, None], END)
+        _, (_, weights) = rnn.unroll(looking, params["decoder"][:2], told, state[:2])
+        return weights[:, 0]
 
 
 def likelihood(net: Translator, batches: rnn.training.Bucketed) -> Callable[[Any], float]:

@@ -79,7 +79,10 @@ def trained(
     best: rnn.training.Best | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Any:
-    """The parameters after `steps` steps of Adam, or the best ones on the way where `best` looks for them."""
+    """The parameters after `steps` steps of Adam, or the best ones on the way where `best` looks for them.
+
+    Their average, where the optimizer is `averaging`.
+    """
     if optimizer is None:
         optimizer = rnn.training.adam(config.learning_rate, steps=steps)
     final = rnn.training.fit(
@@ -95,7 +98,7 @@ def trained(
         best=best,
         save_every=config.save_every,
     )
-    return final.params if best is None or best.params is None else best.params
+    return rnn.training.to_evaluate(final) if best is None or best.params is None else best.params
 
 
 def write_results(run: rnn.training.Run, results: Mapping[str, Any]) -> None:

@@ -45,13 +45,6 @@ class Config(training.Settings):
     run: str = "runs/vowels"  # Run folder.
 
 
-def pooled(ys: Any, lengths: Any) -> jax.Array:
-    """Frames [T, B, H] -> [B, 2H]: their mean and their largest, of each utterance's own."""
-    counts = (jnp.arange(len(ys))[:, None] < lengths[None])[..., None]
-    mean = jnp.sum(jnp.where(counts, ys, 0.0), axis=0) / jnp.maximum(lengths, 1).astype(ys.dtype)[:, None]
-    return jnp.concatenate([mean, jnp.max(jnp.where(counts, ys, -1.0), axis=0)], axis=-1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Classifier:
     """Utterances -> a score for each speaker, [B, 9]."""
@@ -77,7 +70,7 @@ class Classifier:
             shift = jnp.broadcast_to(jax.random.normal(k_shift, frames.shape[1:]), frames.shape)
             frames = frames + self.noise * jax.random.normal(k_noise, frames.shape) + self.shift * shift
         _, ys = rnn.unroll(self.layer, params["net"], frames, lengths=lengths, scan=self.scan)
-        features = pooled(ys, lengths)
+        features = jnp.concatenate([rnn.sequence.pooled(ys, how, lengths=lengths) for how in ("mean", "max")], axis=-1)
         if key is not None:
             keep = jax.random.bernoulli(key, 1 - self.dropout, features.shape)
             features = jnp.where(keep, features / (1 - self.dropout), 0.0)

@@ -1,6 +1,6 @@
 """Training: the step, the loop that can be stopped and goes on, run folders, streams of windows."""
 
-from jaxrnn.training.averages import averaged, averaging
+from jaxrnn.training.averages import averaged, averaging, to_evaluate
 from jaxrnn.training.batches import BatchIterator
 from jaxrnn.training.best import Best
 from jaxrnn.training.bucketed import Bucketed, Padded
@@ -33,4 +33,5 @@ __all__ = [
     "make_train_step",
     "read_config",
     "read_metrics",
+    "to_evaluate",
 ]

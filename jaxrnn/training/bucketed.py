@@ -38,7 +38,8 @@ class Bucketed:
     function of its number (and the seed), so `fit` resumes to the same bits.
     Cost: on the host, an order of N numbers per epoch and a copy of each batch.
     Raises: ValueError for no fields, fields of unequal N or without sequences of unequal length among them, examples
-    longer than every bound or too few for one batch, and for both or neither of `size` and `tokens`.
+    longer than every bound, both or neither of `size` and `tokens`; and for a batch where there are too few examples
+    for one (`once` takes any number).
 
     >>> words = [np.arange(n) for n in (5, 1, 4, 2, 3, 2)]
     >>> batches = Bucketed({"word": words}, size=2, bounds=(2, 5))
@@ -76,14 +77,14 @@ class Bucketed:
             tokens = checks.positive_int("Bucketed", "tokens", tokens, least=self.bounds[-1])
             self.sizes = [tokens // bound for bound in self.bounds]
         self._epoch, self._plan = 0, self._planned(0)
-        if not self._plan:
-            raise ValueError(
-                f"Bucketed: {len(self.longest)} examples make no batch; the bounds {self.bounds} have batches of "
-                f"{self.sizes}; make them smaller"
-            )
         self.per_epoch = len(self._plan)
 
     def __call__(self, step: int) -> Batch:
+        if not self.per_epoch:
+            raise ValueError(
+                f"Bucketed: {len(self.longest)} examples make no batch; the bounds {self.bounds} have batches of "
+                f"{self.sizes}; make them smaller, or read all examples once(), where batches are filled up"
+            )
         epoch, place = divmod(step, self.per_epoch)  # as many batches in every epoch: lengths decide, not the order
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._planned(epoch)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as rnn
-from experiments import captions, harness
+from experiments import captions, harness, naming
 from experiments.datasets.emoji import Emoji, Split
 from tests.experiments.program import complains, is_picture, launched, table
 
@@ -51,12 +51,12 @@ def test_trains_speaks_writes_and_goes_on(tmp_path, cut_down, monkeypatch):
 
 def test_words_and_figures_of_captions():
     name = "man: medium-light skin tone, red hair"
-    parts = captions.words(name)
-    assert parts == ["man", ":", "medium-light", "skin", "tone", ",", "red", "hair"] and captions.said(parts) == name
+    parts = naming.words(name)
+    assert parts == ["man", ":", "medium-light", "skin", "tone", ",", "red", "hair"] and naming.said(parts) == name
     other = "woman: medium-light skin tone, bald"
-    assert captions.figures([name, other], [name, other]) == {"bleu": pytest.approx(100), "exact": 1, "skin_tones": 1}
-    assert captions.figures([other, "tree"], [name, "oak tree"])["skin_tones"] == 1
-    wrong = captions.figures(["man: dark skin tone, red hair", "tree"], [name, "tree"])
+    assert naming.figures([name, other], [name, other]) == {"bleu": pytest.approx(100), "exact": 1, "skin_tones": 1}
+    assert naming.figures([other, "tree"], [name, "oak tree"])["skin_tones"] == 1
+    wrong = naming.figures(["man: dark skin tone, red hair", "tree"], [name, "tree"])
     assert wrong["exact"] == 0.5 and wrong["skin_tones"] == 0 and wrong["bleu"] < 100
 
 

@@ -8,6 +8,7 @@ import pytest
 import jaxrnn as rnn
 from experiments import harness, sentiment, word_counts
 from experiments.datasets.snippets import Rated, Snippets
+from experiments.judge import Judge, words
 from tests.experiments.program import complains, is_picture, launched, table
 
 SMALL = "--nets 2 --size 6 --embedding 6 --batch 8 --steps 8 --save-every 2 --others words".split()
@@ -58,13 +59,13 @@ def test_trains_compares_writes_and_goes_on(tmp_path, cut_down, monkeypatch):
 
 def test_what_words_move_adds_up_to_a_change_of_the_judgement(cut_down, lenient):
     """To first order: with all features by a part larger, the judgement moves by that part of the sum of the moves."""
-    judge = sentiment.Judge(sentiment.Config(size=5, embedding=7), cut_down.train.texts)
+    judge = Judge(cut_down.train.texts, size=5, embedding=7, dropout=0.3, skip=0.1, slope=1.5)
     params, part = judge.init(0), 0.01
     text = cut_down.test.texts[0]
     larger = {**params, "words": {"Embed_0": {"embedding": params["words"]["Embed_0"]["embedding"] * (1 + part)}}}
     smaller = {**params, "words": {"Embed_0": {"embedding": params["words"]["Embed_0"]["embedding"] * (1 - part)}}}
     change = (judge.of(larger, [text]) - judge.of(smaller, [text]))[0] / (2 * part)
-    assert judge.moves(params, text).shape == (len(sentiment.words(text)),)
+    assert judge.moves(params, text).shape == (len(words(text)),)
     assert judge.moves(params, text).sum() == pytest.approx(change, rel=2e-2, abs=1e-4)
 
 

@@ -53,11 +53,6 @@ def test_stretching_keeps_the_ends():
     np.testing.assert_allclose(vowels.stretched(np.array([[0.0, 1], [2, 5]]), 3), [0, 1, 2, 1, 3, 5])
 
 
-def test_padding_is_not_pooled():
-    ys = np.array([[[1.0, -2.0]], [[3.0, -4.0]], [[9.0, 9.0]]], np.float32)
-    np.testing.assert_allclose(vowels.pooled(ys, np.array([2], np.int32)), [[2.0, -3.0, 3.0, -1.0]])
-
-
 def test_bad_arguments_are_one_sentence(monkeypatch, tmp_path):
     found = made_up()
     monkeypatch.setattr(series, "vowels", lambda: found)

@@ -33,6 +33,9 @@ def test_evaluate_reads_the_average():
     seen = []
     state = trained(0.9, 6, evaluate=lambda p: seen.append(np.asarray(p["w"])) or {})
     assert seen[-1].tolist() == averaged(state)["w"].tolist() != state.params["w"].tolist()
+    assert to_evaluate(state)["w"].tolist() == seen[-1].tolist()
+    plain = fit(**tiny(steps=3))
+    assert to_evaluate(plain) is plain.params
 
 
 def test_an_average_is_saved_and_gone_on_from(tmp_path):

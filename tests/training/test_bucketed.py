@@ -65,6 +65,14 @@ def test_bounds_in_equal_shares():
     np.testing.assert_allclose([np.mean(lengths <= bound) for bound in bounds], [0.25, 0.5, 0.75, 1], atol=0.1)
 
 
+def test_too_few_for_a_batch_can_be_read_once():
+    batches = Bucketed(FIELDS, size=58, bounds=1)
+    (members, batch), *more = batches.once()
+    assert sorted(members.tolist()) == list(range(57)) and batch["number"].shape == (58,) and not more
+    with pytest.raises(ValueError, match="57 examples make no batch"):
+        batches(0)
+
+
 @pytest.mark.parametrize(
     ("fields", "options", "complaint"),
     [
@@ -72,7 +80,6 @@ def test_bounds_in_equal_shares():
         (FIELDS, {"size": 2, "tokens": 99}, "either size, in examples, or tokens"),
         (FIELDS, {"size": 0}, "size must be"),
         (FIELDS, {"tokens": 10}, "tokens must be"),
-        (FIELDS, {"size": 58}, "57 examples make no batch"),
         (FIELDS, {"size": 2, "bounds": (3, 9)}, "more than the largest bound 9"),
         (FIELDS, {"size": 2, "bounds": (30, 9)}, "ascending"),
         ({"number": np.arange(3)}, {"size": 1}, "one of them sequences"),
