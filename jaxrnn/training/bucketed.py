@@ -32,7 +32,7 @@ class Bucketed:
 
     A field is a sequence of N arrays [n_i, ...], each with a length of its own, or an array [N, ...] of one entry per
     example. T is a bound, the same for all fields of a batch: the least that the longest of an example's fields fits.
-    `bounds`: these numbers of steps, or how many of them, set so that as many examples fit each. `size`: examples in
+    `bounds`: these numbers of steps, or how many of them, those with the least padding. `size`: examples in
     every batch; or `tokens`: a bound of T steps makes batches of tokens // T. So one train step is compiled per bound.
     What is left over in the largest bound is left out of that epoch; each epoch has its own order. A batch is a
     function of its number (and the seed), so `fit` resumes to the same bits.
@@ -147,8 +147,7 @@ def _bounds(longest: np.ndarray, bounds: int | Sequence[int]) -> list[int]:
     """The numbers of steps to pad to, ascending."""
     if isinstance(bounds, (int, np.integer)):
         count = checks.positive_int("Bucketed", "bounds", bounds)
-        shares = np.quantile(longest, np.arange(1, count + 1) / count, method="higher")
-        return sorted({max(int(n), 1) for n in shares})
+        return _least_padding(np.maximum(longest, 1), count)
     given = [checks.positive_int("Bucketed", "bounds", n) for n in bounds]
     if not given or given != sorted(set(given)):
         raise ValueError(f"Bucketed: bounds must be ascending numbers of steps, got {list(bounds)}")
@@ -156,3 +155,25 @@ def _bounds(longest: np.ndarray, bounds: int | Sequence[int]) -> list[int]:
         i = int(np.argmax(longest > given[-1]))
         raise ValueError(f"Bucketed: example {i} has {longest[i]} steps, more than the largest bound {given[-1]}")
     return given
+
+
+def _least_padding(longest: np.ndarray, count: int) -> list[int]:
+    """At most `count` bounds with the least padding in all, by dynamic programming over the lengths that there are.
+
+    With the lengths l_1 < ... < l_m, n_j examples of length at most l_j that have s_j steps in all, and F_1(j) padded
+    to l_j:  F_k(j) = min over i < j of  F_{k-1}(i) + (n_j - n_i) l_j - (s_j - s_i).   Cost: count m^2.
+    """
+    lengths, counts = np.unique(longest, return_counts=True)
+    n, s = np.cumsum([0, *counts]), np.cumsum([0, *(counts * lengths)])
+    padding = (n[None, 1:] - n[:, None]) * lengths[None] - (s[None, 1:] - s[:, None])  # [i, j]: of those in between
+    padding = np.where(np.arange(len(n))[:, None] <= np.arange(len(lengths))[None], padding.astype(float), np.inf)
+    best, came_from = padding[0], [np.zeros(len(lengths), int)]
+    for _ in range(min(count, len(lengths)) - 1):
+        total = np.concatenate([[np.inf], best])[:, None] + padding
+        came_from.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    found, j = [], len(lengths)
+    for before in reversed(came_from):
+        found.append(int(lengths[j - 1]))
+        j = int(before[j - 1])
+    return sorted(found)

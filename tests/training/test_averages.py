@@ -9,7 +9,8 @@ import pytest
 import jaxrnn as rnn
 from tests.training.problems import bits, tiny
 
-averaged, averaging, fit = rnn.training.averaged, rnn.training.averaging, rnn.training.fit
+averaged, averaging, to_evaluate = rnn.training.averaged, rnn.training.averaging, rnn.training.to_evaluate
+fit = rnn.training.fit
 
 
 def trained(decay, steps, **changed):

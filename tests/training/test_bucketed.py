@@ -1,5 +1,6 @@
 """Batches of sequences of unequal lengths: whole epochs, shapes, order, going on, and what is said to bad input."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -58,11 +59,15 @@ def test_all_examples_once():
     assert sorted(seen) == list(range(57)) and len(shapes) == len(batches.bounds) == 3
 
 
-def test_bounds_in_equal_shares():
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_so_many_bounds_with_the_least_padding(count):
     lengths = np.maximum([len(s) for s in SOURCES], [len(t) for t in TARGETS])
-    bounds = Bucketed(FIELDS, size=1, bounds=4).bounds
-    assert bounds[-1] == lengths.max()
-    np.testing.assert_allclose([np.mean(lengths <= bound) for bound in bounds], [0.25, 0.5, 0.75, 1], atol=0.1)
+    padded = lambda bounds: sum(min(b for b in bounds if b >= n) - n for n in lengths)
+    distinct = np.unique(lengths).tolist()
+    fewer = itertools.combinations(distinct[:-1], min(count, len(distinct)) - 1)
+    least = min(padded([*chosen, distinct[-1]]) for chosen in fewer)
+    bounds = Bucketed(FIELDS, size=1, bounds=count).bounds
+    assert padded(bounds) == least and bounds == sorted(set(bounds)) and len(bounds) <= count
 
 
 def test_too_few_for_a_batch_can_be_read_once():
