@@ -43,6 +43,7 @@ class Config(training.Settings):
     streams: int = 16  # Streams side by side.
     tokens: int = 1024  # Steps in a batch of whole utterances, all in all.
     width: int = 8  # Labellings that the prefix beams keep.
+    lag: int = 8  # Steps of 30 ms after which what the best labelling reads is settled.
     run: str = "runs/endless_speech"  # Run folder: results.json, pictures, and a run in each of whole/ and stream/.
 
 
@@ -81,7 +82,7 @@ def windows_of(config: Config, data: streaming.Speech, passes: float) -> tuple[A
 
 
 def listener(config: Config, net: rnn.Cell, data: streaming.Speech) -> streaming.Test:
-    return streaming.Test(net, data, piece=sizes_of(config.window)["emit"], width=config.width)
+    return streaming.Test(net, data, piece=sizes_of(config.window)["emit"], width=config.width, lag=config.lag)
 
 
 def train(config: Config, run: rnn.training.Run, data: Any, net: rnn.Cell, console: Any) -> dict[str, Any]:
@@ -130,7 +131,6 @@ WAYS = {  # name: (the net, whether it is told where utterances begin, how its l
     "whole utterances, not told": ("whole", False, "greedily"),
     "windows of a stream": ("stream", False, "greedily"),
     "by prefix beams": ("stream", False, "by_beams"),
-    "by prefix beams, once all agree": ("stream", False, "agreed"),
 }
 
 

@@ -58,10 +58,10 @@ def prepared(corpus: espeak.Corpus, pause: float, mean: np.ndarray, spread: np.n
 class Test:
     """Unseen utterances as streams, what is heard in them, and how it compares with what was said."""
 
-    def __init__(self, net: rnn.Cell, data: Speech, *, piece: int, width: int, streams: int = 8) -> None:
+    def __init__(self, net: rnn.Cell, data: Speech, *, piece: int, width: int, lag: int, streams: int = 8) -> None:
         orders = [np.arange(b, len(data.steps), streams) for b in range(min(streams, len(data.steps)))]
         at, self.lengths = data.streams(orders)
-        self.net, self.piece, self.width = net, piece, width
+        self.net, self.piece, self.width, self.lag = net, piece, width, lag
         self.xs, self.begins = data.xs[at], data.seen.begins[at]
         self.said = [np.concatenate([data.labels[u] for u in order]).tolist() for order in orders]
         starts = [np.cumsum(data.steps[order]) - data.steps[order] for order in orders]
@@ -87,25 +87,15 @@ class Test:
         columns = [column[:n] for column, n in zip(np.asarray(read).T, self.lengths, strict=True)]
         return [[(int(column[t]), known(t)) for t in np.flatnonzero(column >= 0)] for column in columns]
 
-    def by_beams(self, logits: np.ndarray, *, agreed: bool = False) -> Written:
-        """The same by prefix beams: a label counts as written down from when on it stays in the best reading.
-
-        `agreed`: only when all that are kept begin with it, so that nothing can change it any more.
-        """
+    def by_beams(self, logits: np.ndarray) -> Written:
+        """The same by prefix beams: a label is written down when it is settled, and never changed."""
         found = []
         for b, n in enumerate(self.lengths):
-            beams, written = rnn.losses.PrefixBeams(self.width, prune=6.0), []
+            beams, written = rnn.losses.PrefixBeams(self.width, prune=6.0, lag=self.lag), []
             for t, frame in enumerate(logits[:n, b]):
-                beams.feed(frame)
-                now = beams.stable() if agreed and t < n - 1 else beams.best()
-                same = next((i for i, (k, old) in enumerate(zip(now, written)) if k != old[0]), len(written))  # noqa: B905
-                written = written[:same] + [(k, known(t)) for k in now[min(same, len(now)) :]]
-                written = written[: len(now)]
-            found.append(written)
+                written += [(k, known(t)) for k in beams.feed(frame).stable()[len(written) :]]
+            found.append(written + [(k, known(n - 1)) for k in beams.best()[len(written) :]])
         return found
-
-    def agreed(self, logits: np.ndarray) -> Written:
-        return self.by_beams(logits, agreed=True)
 
     def error(self, read: Written) -> float:
         """Edits per phoneme."""

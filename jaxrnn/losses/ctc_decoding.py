@@ -64,12 +64,19 @@ def labels_read(ys: Any, lengths: Any = None) -> list[list[int]]:
 class _Prefix:
     """Labels as a path in a tree: all but the last, the last, and what the language model says of them."""
 
-    def __init__(self, before: _Prefix | None, label: int, model_state: Any, model_score: float):
+    def __init__(self, before: _Prefix | None, label: int, model_state: Any, model_score: float, since: int = 0):
         self.before, self.label = before, label
+        self.since = since  # how many frames had been read when it was
         self.length: int = 0 if before is None else before.length + 1
         self.model_state, self.model_score = model_state, model_score
         # A prefix that no beam goes through any more is forgotten, on however long a stream.
         self.longer: weakref.WeakValueDictionary[int, _Prefix] = weakref.WeakValueDictionary()
+
+    def begins_with(self, other: _Prefix) -> bool:
+        at: _Prefix = self
+        while at.length > other.length and at.before is not None:
+            at = at.before
+        return at is other
 
     def labels(self) -> tuple[int, ...]:
         found: list[int] = []
@@ -91,12 +98,19 @@ class PrefixBeams:
 
     `feed` takes logits (or log-probabilities) [T, V] in pieces of any length, which does not change the result.
     At any time `best()` is the best labelling so far, `scores()` the log p of each that is kept, and `stable()`
-    what all of them begin with: it will not change, whatever comes.
+    what all of them begin with: it will not change, whatever comes. On a long stream that may wait long, for two
+    labellings that differ in one old label; with `lag` a label of the best labelling is settled once it was read so
+    many frames ago: labellings without it are dropped.
     `language_model` is (state, label) -> (state, log p), asked once per labelling, from `model_state` on.
     Labels more than `prune` nats less likely than the frame's likeliest class are not tried; None: all are.
     With a width above the number of all labellings, and no pruning, the scores are exact.
     Cost: on the host, per frame width * (labels tried) sums; memory O(width * length).
     Raises: ValueError for options out of range or frames of another shape.
+
+    >>> unsure = np.log([[0.1, 0.5, 0.4], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]])
+    >>> [PrefixBeams(4, lag=lag).feed(unsure).stable() for lag in (None, 2)]
+    [(), (1,)]
+
     Graves 2012, "Supervised sequence labelling"; Hannun et al. 2014, "First-pass large vocabulary continuous
     speech recognition using bi-directional recurrent DNNs".
     """
@@ -111,6 +125,7 @@ class PrefixBeams:
         weight: float = 1.0,
         bonus: float = 0.0,
         prune: float | None = 12.0,
+        lag: int | None = None,
     ):
         self.width = checks.positive_int("PrefixBeams", "width", width)
         self.blank = checks.positive_int("PrefixBeams", "blank", blank, least=0)
@@ -120,6 +135,8 @@ class PrefixBeams:
             raise ValueError(f"PrefixBeams: prune must be a number of nats of at least 0, or None, got {prune!r}")
         self.model, self.weight, self.bonus = language_model, weight, bonus
         self.prune = math.inf if prune is None else prune
+        self.lag = None if lag is None else checks.positive_int("PrefixBeams", "lag", lag, least=0)
+        self.frames = 0
         # Best first: (log p ending in a blank, log p ending in the last label) of each prefix.
         self.beams = {_Prefix(None, -1, model_state, 0.0): (0.0, -math.inf)}
 
@@ -135,6 +152,7 @@ class PrefixBeams:
         return self
 
     def _read(self, log_p: np.ndarray) -> None:
+        self.frames += 1
         tried = [int(k) for k in np.flatnonzero(log_p >= log_p.max() - self.prune) if k != self.blank]
         classes = log_p.tolist()
         ending_blank: dict[_Prefix, float] = {}
@@ -155,14 +173,22 @@ class PrefixBeams:
         }
         rank = lambda prefix: _log_sum(*found[prefix]) + prefix.model_score
         kept = sorted(found, key=rank, reverse=True)[: self.width]
-        self.beams = {prefix: found[prefix] for prefix in kept}
+        settled = self._settled(kept[0])
+        self.beams = {prefix: found[prefix] for prefix in kept if prefix.begins_with(settled)}
+
+    def _settled(self, best: _Prefix) -> _Prefix:
+        """What of the best labelling has stood for `lag` frames: nothing where that is not asked for."""
+        at = best
+        while at.before is not None and (self.lag is None or self.frames - at.since < self.lag):
+            at = at.before
+        return at
 
     def _longer(self, prefix: _Prefix, label: int) -> _Prefix:
         found = prefix.longer.get(label)
         if found is None:
             state, log_p = (None, 0.0) if self.model is None else self.model(prefix.model_state, label)
             score = prefix.model_score + self.weight * log_p + self.bonus
-            found = prefix.longer[label] = _Prefix(prefix, label, state, score)
+            found = prefix.longer[label] = _Prefix(prefix, label, state, score, self.frames)
         return found
 
     def best(self) -> tuple[int, ...]:

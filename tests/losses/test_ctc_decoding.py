@@ -89,6 +89,25 @@ def test_stable_is_all_that_the_beams_share():
     assert beams.stable() == found[0][:share] and len(found) > 1
 
 
+@pytest.mark.parametrize("lag", [0, 1, 4])
+def test_what_the_best_labelling_has_said_for_so_long_is_settled(lag):
+    beams, settled, seen = PrefixBeams(8, lag=lag), (), []
+    for frame in random(60, 5, seed=8, scale=2.0):
+        beams.feed(frame)
+        kept, best, stable = list(beams.scores()), beams.best(), beams.stable()
+        seen.append({z[:n] for z in kept for n in range(len(z) + 1)})  # all that any labelling begins with
+        assert stable[: len(settled)] == settled and all(z[: len(stable)] == stable for z in kept)
+        old = [z for z in (best[:n] for n in range(len(best) + 1)) if all(z in s for s in seen[-lag - 1 :])]
+        assert len(seen) <= lag or stable[: len(old[-1])] == old[-1]
+        settled = stable
+    assert len(settled) > 20 and PrefixBeams(8).feed(random(60, 5, seed=8, scale=2.0)).stable() != settled
+
+
+def test_a_lag_longer_than_the_stream_changes_nothing():
+    logits = random(60, 5, seed=8, scale=2.0)
+    assert PrefixBeams(8, lag=60).feed(logits).scores() == PrefixBeams(8).feed(logits).scores()
+
+
 def test_a_narrow_beam_of_a_sure_net_is_greedy():
     logits = random(40, 6, seed=7, scale=60.0)
     assert PrefixBeams(1).feed(logits).best() == collapsed(logits.argmax(-1).tolist())
