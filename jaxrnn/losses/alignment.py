@@ -223,8 +223,9 @@ def ctc_nll(state: CTCState, label_lengths: Any = None) -> jax.Array:
 
         -log (blank_T(L) + label_T(L))
 
-    label_lengths [*B] says where each labelling ends, as in `ctc`. inf, and a zero gradient, where the
-    labels cannot be read from so few frames. Raises: ValueError for lengths of another shape.
+    label_lengths [*B] says where each labelling ends; give the same as to `ctc`, or all L labels are asked for, which
+    with padding among them is impossible. inf, and a zero gradient, where the labels cannot be read from so few
+    frames. Raises: ValueError for lengths of another shape.
     """
     count = state.label.shape[-1]
     read = log_sum(state.blank, shifted(state.label))

@@ -196,6 +196,10 @@ def online_ctc(
          0 / 64 /  0                  0.977 0.440 0.985                         0.987 0.593 0.990
          0 / 32 /  0                  0.935 0.408 0.967
 
+    `partial` may change from call to call. On speech, in windows shorter than most utterances, nets begun with
+    "prefixes" or "progress" stayed at all-blank; begun with "truncated" for the first fifth of the training and gone on
+    with "progress", they learnt what whole utterances teach (experiments.endless_speech).
+
     Cost: the net over reach + emit frames forward and backward, over lookahead frames forward; memory up to
     `scan`, for reach + emit frames, however long the stream.
     Raises: ValueError for frame counts that do not fit, an unknown `partial`, and what `ctc` and `unroll` raise.
