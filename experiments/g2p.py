@@ -38,6 +38,7 @@ SHOWN = ("champagne", "mechanism", "rhythm", "schedule")
 class Config(training.Settings):
     cell: harness.CellName = "gru"  # Recurrent cell of the encoder and the decoder.
     learning_rate: float = 4e-3  # Adam's peak rate, after a warm-up and before a cosine decay.
+    minutes: float = 5.0  # Of training, on two cores as the README's were: it sets how many steps are done.
     size: int = 96  # Hidden units of the encoder, in each direction; the decoder has twice as many.
     embedding: int = 64  # Features per letter and phoneme.
     dropout: float = 0.0  # Share dropped in training, of the encoder's outputs and before the softmax.
