@@ -37,6 +37,7 @@ NETS = ("net with softmax", "net with CRF")
 
 @dataclasses.dataclass(frozen=True)
 class Config(training.Settings):
+    minutes: float = 3.4  # Of training, on two cores as the README's were: it sets how many steps are done.
     learning_rate: float = 1e-2  # Adam's peak rate, after a warm-up and before a cosine decay.
     folds: Literal["scattered", "stretches"] = "scattered"  # Sentences of the whole file, or articles in a row.
     seeds: int = 3  # Nets per fold, with and without a CRF.
