@@ -129,6 +129,7 @@ class Net:
 
 
 def main(config: Config) -> None:
+    training.at_least(config, width=1, shift=0)
     console, steps, scan = harness.console(), training.steps_of(config, PER_MINUTE), training.scan_of(config)
     with console.status("drawing the emoji"):
         data = emoji(32)

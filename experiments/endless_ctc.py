@@ -75,11 +75,11 @@ def streams(seed: int, batch: int, frames: int) -> tuple[jax.Array, rnn.losses.U
     return xs + 0.3 * jax.random.normal(jax.random.key(seed), xs.shape), seen
 
 
-def sizes_of(window: str) -> dict[str, int]:
+def sizes_of(window: str, option: str = "--windows") -> dict[str, int]:
     """ "16/32/16" as reach, emit and lookahead."""
     parts = [int(n) if n.strip().isdecimal() else -1 for n in window.split("/")]
     if len(parts) != 3 or min(parts) < 0 or parts[1] == 0:
-        raise harness.UsageError(f"--windows takes reach/emit/lookahead in frames, e.g. 32/32/32, got {window!r}")
+        raise harness.UsageError(f"{option} takes reach/emit/lookahead in frames, e.g. 32/32/32, got {window!r}")
     return dict(zip(("reach", "emit", "lookahead"), parts, strict=True))
 
 

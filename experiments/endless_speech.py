@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,8 @@ PASSES = 2.0  # How often both nets go through the training data in a minute of 
 @dataclasses.dataclass(frozen=True)
 class Config(training.Settings):
     window: str = "12/16/12"  # reach/emit/lookahead, in steps of 30 ms.
-    partial: str = "progress"  # What becomes of an utterance that is open at a window's end; see online_ctc.
+    partial: Literal["prefixes", "truncated", "progress"] = "progress"
+    """What becomes of an utterance that is open at a window's end; see online_ctc."""
     utterances: int = 3000  # To be made; 2,092 of 3,000 are for training.
     pause: float = 0.24  # Seconds of silence after each utterance.
     size: int = 192  # Hidden units of each of two GRUs.
@@ -63,14 +64,14 @@ def whole_loss(net: rnn.Cell, scan: rnn.Scan, params: Any, batch: Any, key: Any)
 def stream_loss(config: Config, net: rnn.Cell, scan: rnn.Scan, params: Any, batch: Any, key: Any, states: Any) -> Any:
     """Nats per step that sends errors, and the states for the next window."""
     del key
-    sizes = sizes_of(config.window)
+    sizes = sizes_of(config.window, "--window")
     losses, found = rnn.losses.online_ctc(net, params, states, *batch, partial=config.partial, scan=scan, **sizes)
     return jnp.sum(losses) / (losses.size * sizes["emit"]), found.states
 
 
 def windows_of(config: Config, data: streaming.Speech, passes: float) -> tuple[Any, int]:
     """The windows of endless streams, and how many: each pass through the data is in a new order."""
-    sizes, rng = sizes_of(config.window), np.random.default_rng(config.seed)
+    sizes, rng = sizes_of(config.window, "--window"), np.random.default_rng(config.seed)
     orders = [rng.permutation(len(data.steps)) for _ in range(int(passes) + 2)]
     at, _ = data.streams([np.concatenate([o[b :: config.streams] for o in orders]) for b in range(config.streams)])
 
@@ -82,13 +83,16 @@ def windows_of(config: Config, data: streaming.Speech, passes: float) -> tuple[A
 
 
 def listener(config: Config, net: rnn.Cell, data: streaming.Speech) -> streaming.Test:
-    return streaming.Test(net, data, piece=sizes_of(config.window)["emit"], width=config.width, lag=config.lag)
+    return streaming.Test(
+        net, data, piece=sizes_of(config.window, "--window")["emit"], width=config.width, lag=config.lag
+    )
 
 
 def train(config: Config, run: rnn.training.Run, data: Any, net: rnn.Cell, console: Any) -> dict[str, Any]:
     """The parameters of the net trained by whole utterances, and of that trained by windows of a stream."""
     lessons, test = data["train"], listener(config, net, data["develop"])
-    whole = rnn.training.Bucketed(lessons.whole(), tokens=config.tokens, seed=config.seed)
+    with harness.usage():
+        whole = rnn.training.Bucketed(lessons.whole(), tokens=config.tokens, seed=config.seed)
     steps = training.steps_of(config, PASSES * whole.per_epoch)
     with harness.usage():
         params = net.init(jax.random.key(config.seed), lessons.xs[0])
@@ -146,7 +150,7 @@ def report(config: Config, run: Any, data: Any, net: rnn.Cell, found: Any, label
             heard = (test, {"greedily": written["windows of a stream"], "by beams": written["by prefix beams"]})
     whole, stream = (results[way] for way in ("whole utterances, told where they begin", "windows of a stream"))
     over = {part: stream[part]["error"] / max(whole[part]["error"], 1e-9) for part in whole}
-    shorter = float(np.mean(data["train"].steps > sum(sizes_of(config.window).values())))
+    shorter = float(np.mean(data["train"].steps > sum(sizes_of(config.window, "--window").values())))
     training.write_results(run, {**results, "stream over whole": over, "longer than a window": shorter})
     rows = [
         {
@@ -168,8 +172,12 @@ def report(config: Config, run: Any, data: Any, net: rnn.Cell, found: Any, label
 
 def main(config: Config) -> None:
     console = harness.console()
-    sizes_of(config.window)
-    corpus = espeak.utterances(config.utterances)
+    sizes_of(config.window, "--window")
+    training.at_least(config, width=1, lag=0, streams=1, pause=0)
+    if not 0 < config.early < 1:
+        raise harness.UsageError(f"--early must be a share between 0 and 1, got {config.early}")
+    with harness.usage():
+        corpus = espeak.utterances(config.utterances)
     parts = espeak.split(corpus)
     scale = sound.spread(parts["train"].frames)
     data = {name: streaming.prepared(part, config.pause, *scale) for name, part in parts.items()}

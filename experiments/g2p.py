@@ -70,14 +70,14 @@ def main(config: Config) -> None:
     words, development, test = (cut(part, config.most) for part in cmudict.split())
     letters = Alphabet([*words, *development, *test])
     phonemes = Alphabet([spoken for ways in words.values() for spoken in ways])
-    ways = [(word, spoken) for word, found in words.items() for spoken in found]
-    ways = [(word, spoken) for word, spoken in ways if max(len(word), len(spoken) + 1) <= BOUNDS[-1]]
-    numbers = {
-        "source": [letters.write(word) for word, _ in ways],
-        "target": [phonemes.write(spoken, END) for _, spoken in ways],
-    }
+    fits = lambda word, spoken: max(len(word), len(spoken) + 1) <= BOUNDS[-1]
+    ways = [(word, spoken) for word, found in words.items() for spoken in found if fits(word, spoken)]
+    sources, targets = [letters.write(word) for word, _ in ways], [phonemes.write(spoken, END) for _, spoken in ways]
+    training.at_least(config, width=1)
     with harness.usage():
-        batches = rnn.training.Bucketed(numbers, tokens=config.tokens, bounds=BOUNDS, seed=config.seed)
+        batches = rnn.training.Bucketed(
+            {"source": sources, "target": targets}, tokens=config.tokens, bounds=BOUNDS, seed=config.seed
+        )
         net = Translator(
             cell=config.cell,
             size=config.size,

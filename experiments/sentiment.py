@@ -110,7 +110,10 @@ def compared(judge: Judge, nets: Sequence[Any], data: Snippets) -> tuple[dict[st
     better, worse = int(np.sum(net & ~bayes)), int(np.sum(bayes & ~net))
     chance = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
     against = {"only all nets right": better, "only naive Bayes right": worse, "by luck": chance}
-    mean = {"mean of the nets": float(np.mean(own)), "their spread": float(np.std(own))}
+    mean = {
+        "mean of the nets": float(np.mean(own)),
+        "their spread": float(np.std(own, ddof=1)) if len(own) > 1 else 0.0,
+    }
     return {"accuracy": shares, **mean, "all nets against naive Bayes": against}, judgements
 
 

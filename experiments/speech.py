@@ -166,7 +166,12 @@ def draw(run: rnn.training.Run, data: Data, read: dict[str, list[np.ndarray]]) -
 
 def main(config: Config) -> None:
     console = harness.console()
-    data = data_of(config)
+    training.at_least(config, size=1, stride=1, baseline=1, width=1, noise=0)
+    with harness.usage():
+        data = data_of(config)
+        batches_of(config, data.parts["train"], data.bounds)(0)
+        for task, name in [(task, name) for task in config.task for name in NETS]:
+            model(config, task, name == NETS[0], data.as_heard[0].shape[1], len(data.labels))
     counts = {part: len(corpus.text) for part, corpus in data.parts.items()}
     console.print(f"utterances: {counts}; {len(data.labels)} labels", highlight=False)
     heard, voices, rows = {}, {}, []

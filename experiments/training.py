@@ -48,6 +48,13 @@ def steps_of(config: Settings, per_minute: float) -> int:
     return steps
 
 
+def at_least(config: Settings, **least: float) -> None:
+    """Raises: UsageError for the first of these settings that is below its least value."""
+    for name, value in least.items():
+        if not getattr(config, name) >= value:
+            raise harness.UsageError(f"--{name} must be at least {value}, got {getattr(config, name)}")
+
+
 def scan_of(config: Settings) -> rnn.Scan:
     with harness.usage():
         return rnn.within(config.memory) if config.memory is not None else harness.scan_named(config.scan)

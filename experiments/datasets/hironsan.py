@@ -1,7 +1,8 @@
 """Entities in Japanese sentences: 500 sentences of news, each word with its script, part of speech and IOB2 tag.
 
-PyPI `hironsancorpus` 0.1.2 (MIT), `hironsan/corpus/iob_sents.txt`; the package is not imported. 15,520 words, 1,282
-entities of eight types: ART(ifact), DAT(e), LOC(ation), MON(ey), ORG(anization), PER(cent), PSN (person), TIM(e).
+PyPI `hironsancorpus` 0.1.2 (the package is MIT, the sentences are newspapers'), `hironsan/corpus/iob_sents.txt`; the
+package is not imported. 15,520 words, 1,282 entities of eight types: ART(ifact), DAT(e), LOC(ation), MON(ey),
+ORG(anization), PER(cent), PSN (person), TIM(e).
 
     sentences()                       the 500, in the order of the file
     folds(500, 5, scattered=True)     five parts to be tested on, each by nets that saw the other four

@@ -24,6 +24,10 @@ class Missing(FileNotFoundError):
     """A set of data that cannot be had; the message is one sentence that says why."""
 
 
+class Damaged(Missing):
+    """A package that can be had, but does not hold what it held."""
+
+
 class Package(NamedTuple):
     """What is read of one version of a package: each path in it with its digest; a folder's is over all it holds."""
 
@@ -51,16 +55,19 @@ def fetched(package: Package) -> Path:
             found.mkdir()
             (_from_pypi if package.source == "PyPI" else _from_debian)(package, found)
             if wrong := _wrong(package, found):
-                raise Missing(f"{about}: {wrong}; this is not the data that the experiment was written for")
+                raise Damaged(f"{about}: {wrong}; this is not the data that the experiment was written for")
             for path in package.digests:  # the rest of the package is not kept
                 (draft / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(found / path, draft / path)
-            shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
-            draft.replace(folder)
+            if _wrong(package, folder):  # or another process has been quicker
+                shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
+                draft.replace(folder)
     except subprocess.SubprocessError as error:
         said = str(getattr(error, "stderr", None) or "").strip().splitlines()
         raise Missing(f"{about}: {said[-1] if said else error}") from error
     except OSError as error:
+        if not _wrong(package, folder):
+            return folder
         raise error if isinstance(error, Missing) else Missing(f"{about}: {error}") from error
     return folder
 

@@ -6,10 +6,10 @@
                         August 2004 (Google's first day) to March 2013
     vowels()            270 utterances to train on and 370 to test: 12 LPC cepstra per frame, 7 to 29 frames, 9 speakers
 
-CO2 and sunspots are files of PyPI `statsmodels` 0.15.0 (BSD; public-domain data), the stocks one of `bokeh-sampledata`
-2026.1 (BSD), the vowels those of `aeon` 1.6.0 (BSD; UCI "Japanese Vowels", CC BY 4.0). Only these files are read. The
-59 weeks without a CO2 value, the last of them in 1985, are on the line between their neighbours. Facebook is left out:
-it was not traded before the test begins.
+CO2 and sunspots are files of PyPI `statsmodels` 0.15.0 (BSD; public-domain data), the stocks one of `bokeh-
+sampledata` 2026.1 (BSD; the prices are a vendor's), the vowels those of `aeon` 1.6.0 (BSD; UCI "Japanese Vowels", CC
+BY 4.0). Only these files are read. The 59 weeks without a CO2 value, the last of them in 1985, are on the line
+between their neighbours. Facebook is left out: it was not traded before the test begins.
 
 The split of a series: the first four fifths are to train on, their last sixth for development; the last fifth is the
 test. Of the vowels it is the set's own; for development the last six of each speaker's 30 utterances are held out.

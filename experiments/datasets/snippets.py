@@ -1,7 +1,8 @@
-"""Sentences that people rated from -4 to 4, and a lexicon of rated words: Hutto and Gilbert 2014 (VADER), MIT licence.
+"""Sentences that people rated from -4 to 4, and a lexicon of rated words: Hutto and Gilbert 2014 (VADER).
 
 10,605 snippets of film reviews, by 20 raters each; and what may be trained on beside them: 13,098 rated sentences of
-product reviews, newspapers and tweets, and some 7,200 rated words. All are in the source of vaderSentiment 0.5.
+product reviews, newspapers and tweets, and some 7,200 rated words. All are in the source of
+vaderSentiment 0.5, which is under MIT; the sentences are their authors'.
 
 The split, of the snippets whose mean rating is not 0: a snippet whose letters have a sha256 below 0.2, read as a number
 from 0 to 1, is in the test part, from there to 0.3 in the development part, else in the training part. Snippets that

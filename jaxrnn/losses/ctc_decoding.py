@@ -103,7 +103,7 @@ class PrefixBeams:
     many frames ago: labellings without it are dropped.
     `language_model` is (state, label) -> (state, log p), asked once per labelling, from `model_state` on.
     Labels more than `prune` nats less likely than the frame's likeliest class are not tried; None: all are.
-    With a width above the number of all labellings, and no pruning, the scores are exact.
+    With a width above the number of all labellings, no pruning and no lag, the scores are exact.
     Cost: on the host, per frame width * (labels tried) sums; memory O(width * length).
     Raises: ValueError for options out of range or frames of another shape.
 
@@ -173,13 +173,15 @@ class PrefixBeams:
         }
         rank = lambda prefix: _log_sum(*found[prefix]) + prefix.model_score
         kept = sorted(found, key=rank, reverse=True)[: self.width]
-        settled = self._settled(kept[0])
-        self.beams = {prefix: found[prefix] for prefix in kept if prefix.begins_with(settled)}
+        if self.lag is not None:
+            settled = self._settled(kept[0], self.lag)
+            kept = [prefix for prefix in kept if prefix.begins_with(settled)]
+        self.beams = {prefix: found[prefix] for prefix in kept}
 
-    def _settled(self, best: _Prefix) -> _Prefix:
-        """What of the best labelling has stood for `lag` frames: nothing where that is not asked for."""
+    def _settled(self, best: _Prefix, lag: int) -> _Prefix:
+        """What of the best labelling has stood for `lag` frames."""
         at = best
-        while at.before is not None and (self.lag is None or self.frames - at.since < self.lag):
+        while at.before is not None and self.frames - at.since < lag:
             at = at.before
         return at
 

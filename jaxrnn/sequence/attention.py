@@ -118,7 +118,11 @@ class Attending(Definition):
         weights = jax.nn.softmax(scores, axis=0)
         context = jnp.einsum("s...,s...e->...e", weights, self.memory)
         y = jnp.concatenate([h, context.astype(h.dtype)], axis=-1)
-        return AttendingState(inner, context), (y, jnp.moveaxis(weights, 0, -1)) if self.weights else y
+        if not self.weights:
+            return AttendingState(inner, context), y
+        if self.live is not None:  # where there is nothing to look at
+            weights = jnp.where(self.live, weights, jnp.zeros_like(weights))
+        return AttendingState(inner, context), (y, jnp.moveaxis(weights, 0, -1))
 
     def scores(self, params: Params, h: jax.Array) -> jax.Array:
         """[S, *B]"""

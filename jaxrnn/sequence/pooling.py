@@ -60,8 +60,15 @@ def _max(y: jax.Array, n: jax.Array | None, steps: int) -> jax.Array:
         return jnp.max(y, axis=0)
     t = jnp.arange(steps).reshape(-1, *[1] * n.ndim)
     # What is past the end stands below everything; a sequence without steps has nothing else.
-    low = jnp.where(t < n[None], y, jnp.full_like(y, -jnp.inf))
+    low = jnp.where(t < n[None], y, jnp.full_like(y, _least(y.dtype)))
     return jnp.where(n > 0, jnp.max(jnp.where(n[None] > 0, low, jnp.zeros_like(y)), axis=0), jnp.zeros_like(y[0]))
+
+
+def _least(dtype: Any) -> Any:
+    """What nothing of this type lies below."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -jnp.inf
+    return False if dtype == jnp.bool_ else jnp.iinfo(dtype).min
 
 
 def _last(y: jax.Array, n: jax.Array | None, steps: int) -> jax.Array:

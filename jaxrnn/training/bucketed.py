@@ -19,6 +19,7 @@ class Padded(NamedTuple):
 
 
 Batch = dict[str, Any]
+MOST_LENGTHS = 1000  # that bounds are sought among
 
 
 class Bucketed:
@@ -60,8 +61,12 @@ class Bucketed:
             raise ValueError(
                 "Bucketed: give either size, in examples, or tokens, in steps of all of a batch's examples"
             )
-        self.fields = dict(fields)
-        self.sequences = {name: _lengths(name, field) for name, field in self.fields.items() if not _is_array(field)}
+        self.fields = {name: _as_arrays(name, field) for name, field in fields.items()}
+        self.sequences = {
+            name: np.array([len(entry) for entry in field], np.int32)
+            for name, field in self.fields.items()
+            if not _is_array(field)
+        }
         counts = {name: len(field) for name, field in self.fields.items()}
         if not self.sequences or len(set(counts.values())) != 1 or not min(counts.values()):
             raise ValueError(
@@ -117,7 +122,7 @@ class Bucketed:
 
     def _planned(self, epoch: int) -> list[tuple[np.ndarray, int]]:
         """An epoch's batches in order: examples, and the bound to pad them to."""
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = np.random.default_rng((self.seed % 2**64, epoch))
         order, batches, left = rng.permutation(len(self.longest)), [], np.zeros(0, int)
         bucket = np.searchsorted(self.bounds, self.longest[order])
         for b, (bound, size) in enumerate(zip(self.bounds, self.sizes, strict=True)):
@@ -133,14 +138,18 @@ def _is_array(field: Any) -> bool:
     return hasattr(field, "shape")
 
 
-def _lengths(name: str, field: Sequence[Any]) -> np.ndarray:
-    for i, entry in enumerate(field):
-        if np.ndim(entry) == 0:
+def _as_arrays(name: str, field: Any) -> Any:
+    """A field as it came, or a list of arrays [n_i, ...]."""
+    if _is_array(field):
+        return field
+    found = [np.asarray(entry) for entry in field]
+    for i, entry in enumerate(found):
+        if entry.ndim == 0:
             raise ValueError(
                 f"Bucketed: fields[{name!r}][{i}] is no sequence; give a list of arrays [n_i, ...], or one array "
                 "[N, ...] of an entry per example"
             )
-    return np.array([len(entry) for entry in field], np.int32)
+    return found
 
 
 def _bounds(longest: np.ndarray, bounds: int | Sequence[int]) -> list[int]:
@@ -163,7 +172,9 @@ def _least_padding(longest: np.ndarray, count: int) -> list[int]:
     With the lengths l_1 < ... < l_m, n_j examples of length at most l_j that have s_j steps in all, and F_1(j) padded
     to l_j:  F_k(j) = min over i < j of  F_{k-1}(i) + (n_j - n_i) l_j - (s_j - s_i).   Cost: count m^2.
     """
-    lengths, counts = np.unique(longest, return_counts=True)
+    coarse = -(-int(longest.max()) // MOST_LENGTHS)  # of long sequences, waveforms say, multiples of this
+    rounded = np.minimum(-(-longest // coarse) * coarse, longest.max())
+    lengths, counts = np.unique(rounded, return_counts=True)
     n, s = np.cumsum([0, *counts]), np.cumsum([0, *(counts * lengths)])
     padding = (n[None, 1:] - n[:, None]) * lengths[None] - (s[None, 1:] - s[:, None])  # [i, j]: of those in between
     padding = np.where(np.arange(len(n))[:, None] <= np.arange(len(lengths))[None], padding.astype(float), np.inf)

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,8 @@ def fit(
     from. A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
 
     Cost: the train step; one batch is fetched while the previous step runs. It is compiled once per shape of the
-    batch, also over several calls with the same `loss_fn` and `optimizer` (the same objects), as over seeds or folds.
+    batch, also over several calls with the same `loss_fn` and `optimizer`, as over seeds or folds. The same objects,
+    that is, not equal ones; what they close over is looked at once, as under `jax.jit`, and kept alive for a while.
     Raises: NotFinite (a FloatingPointError) when the loss or gradient is not finite, before anything of
     that step is saved: it names the leaves, and carries the state and the batch; Interrupted, which
     carries the state; RunError for a run folder or checkpoint that cannot be used; ValueError for bad
@@ -92,7 +93,8 @@ def fit(
     source = source_of(batches)
     if best is not None and evaluate is None:
         raise ValueError(f"fit: best compares {best.figure!r}, which evaluate must give; give evaluate")
-    gradient, train_step = _compiled_once(loss_fn, value_and_grad, optimizer, combine, copies)
+    same = map(_Same, (loss_fn, value_and_grad, optimizer))
+    gradient, train_step = _compiled_once(*same, combine, _Same(copies))
     with contextlib.ExitStack() as stack:
         heard = stack.enter_context(stop_signals())
         if run is not None and not isinstance(run, Run):
@@ -103,30 +105,26 @@ def fit(
         return _trained(train_step, state, _Diary(run, show, evaluate, best, plan, source, gradient, heard, saved))
 
 
-def _compiled_once(
-    loss_fn: LossFn,
-    value_and_grad: ValueAndGrad,
-    optimizer: optax.GradientTransformation,
-    combine: str,
-    copies: Copies,
-) -> tuple[Gradient, TrainStep]:
-    """The gradient, and the step that `jax.jit` has compiled already if a call before was given the same."""
-    try:
-        return _kept_steps(loss_fn, value_and_grad, optimizer, combine, copies)
-    except TypeError:  # copies that are a tree of arrays have no hash
-        return _kept_steps.__wrapped__(loss_fn, value_and_grad, optimizer, combine, copies)
+class _Same:
+    """Itself and nothing else, as a key: two bound methods, say, may be equal and yet see other data."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.what is self.what
+
+    def __hash__(self) -> int:
+        return id(self.what)
 
 
 @functools.lru_cache(maxsize=4)  # few: each keeps alive what its loss_fn closes over
-def _kept_steps(
-    loss_fn: LossFn,
-    value_and_grad: ValueAndGrad,
-    optimizer: optax.GradientTransformation,
-    combine: str,
-    copies: Copies,
+def _compiled_once(
+    loss_fn: _Same, value_and_grad: _Same, optimizer: _Same, combine: str, copies: _Same
 ) -> tuple[Gradient, TrainStep]:
-    gradient = gradient_of(loss_fn, value_and_grad)
-    train_step = step_by(gradient, optimizer, combine=combine, copies=copies, only_if_finite=True)
+    """The gradient, and the step that `jax.jit` has compiled already if a call before was given the same objects."""
+    gradient = gradient_of(loss_fn.what, value_and_grad.what)
+    train_step = step_by(gradient, optimizer.what, combine=combine, copies=copies.what, only_if_finite=True)
     return gradient, jax.jit(train_step, donate_argnums=0)
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import pytest
 
 from experiments import harness
+from experiments.datasets import packages
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -67,3 +69,13 @@ def table(path):
 
 def is_picture(path):
     return path.read_bytes().startswith(b"\x89PNG")
+
+
+def held(load):
+    """What a loader gives; the test is skipped where a package cannot be had, and fails where it holds other data."""
+    try:
+        return load()
+    except packages.Damaged:
+        raise
+    except packages.Missing as missing:
+        pytest.skip(str(missing))

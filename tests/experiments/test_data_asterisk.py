@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from experiments.datasets import asterisk, packages
+from experiments.datasets import asterisk
+from tests.experiments.program import held
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,9 @@ def test_what_is_said(told, said):
     assert asterisk.spoken(told) == said
 
 
+@pytest.mark.slow
 def test_the_recordings_and_their_split():
-    try:
-        found = asterisk.recordings()
-    except packages.Missing as missing:
-        pytest.skip(str(missing))
+    found = held(asterisk.recordings)
     assert len(found) == 538 and len({r.text for r in found}) == 496
     assert sum(len(r.samples) for r in found) / asterisk.RATE == pytest.approx(1139.4, abs=0.1)
     assert set("".join(r.text for r in found)) == set(asterisk.SYMBOLS)

@@ -5,16 +5,14 @@ import re
 import pytest
 
 from experiments.datasets import bible
-from experiments.datasets.packages import Missing
+from tests.experiments.program import held
 
 
 def loaded():
-    try:
-        return bible.split()
-    except Missing as error:
-        pytest.skip(str(error))
+    return held(bible.split)
 
 
+@pytest.mark.slow
 def test_the_split_and_the_mended_verses():
     training, development, test = loaded()
     assert [len(part) for part in (training, development, test)] == [27632, 402, 2899]

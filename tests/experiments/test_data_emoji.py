@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.datasets import emoji, packages
+from experiments.datasets import emoji
+from tests.experiments.program import held
 
 JOINER, MAN, WOMAN, PERSON, DARK, LIGHT = "\u200d", "\U0001f468", "\U0001f469", "\U0001f9d1", "\U0001f3ff", "\U0001f3fb"
 
@@ -27,11 +28,9 @@ def test_the_split_keeps_bases_apart():
     assert emoji.parts_of(codes[::-1]) == parts
 
 
+@pytest.mark.slow
 def test_the_packages_hold_what_they_held():
-    try:
-        data = emoji.emoji(16)
-    except packages.Missing as error:
-        pytest.skip(str(error))
+    data = held(lambda: emoji.emoji(16))
     assert [len(part.names) for part in data] == [2830, 147, 271, 387]
     assert data.train.pictures.shape == (2830, 16, 16, 3) and data.train.pictures.dtype == np.float32
     named = {code: name for part in data for code, name in zip(part.codes, part.names, strict=True)}

@@ -5,14 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments.datasets import hironsan, packages
+from experiments.datasets import hironsan
+from tests.experiments.program import held
 
 
+@pytest.mark.slow
 def test_what_is_in_the_corpus():
-    try:
-        found = hironsan.sentences()
-    except packages.Missing as error:
-        pytest.skip(str(error))
+    found = held(hironsan.sentences)
     assert len(found) == 500 and sum(len(s.words) for s in found) == 15_520
     assert all(len(s.words) == len(s.columns) == len(s.tags) for s in found)
     assert {len(c) for s in found for c in s.columns} == {hironsan.COLUMNS}

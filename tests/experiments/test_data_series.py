@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from experiments.datasets import packages, series
+from experiments.datasets import series
+from tests.experiments.program import held
 
 
 def had(load):
-    try:
-        return load()
-    except packages.Missing as error:
-        pytest.skip(str(error))
+    return held(load)
 
 
+@pytest.mark.slow
 def test_carbon_dioxide_and_sunspots():
     co2 = had(series.carbon_dioxide)
     assert co2.values.shape == (2284, 1) and np.isfinite(co2.values).all()
@@ -24,6 +23,7 @@ def test_carbon_dioxide_and_sunspots():
     assert sun.values.min() == 0 and sun.values.max() == pytest.approx(190.2)
 
 
+@pytest.mark.slow
 def test_stocks():
     found = had(series.stocks)
     assert found.values.shape[1] == 4 and len(found.years) == len(found.values) > 2100
@@ -32,6 +32,7 @@ def test_stocks():
     assert np.abs(returns).max() < 0.25  # no splits
 
 
+@pytest.mark.slow
 def test_vowels():
     train, test = had(series.vowels)
     assert np.bincount(train.speaker).tolist() == [30] * 9 and len(test.frames) == len(test.speaker) == 370

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.datasets import packages, snippets
+from experiments.datasets import snippets
+from tests.experiments.program import held
 
 
 def test_near_duplicates_are_all_pairs_that_share_more_than_half():
@@ -23,11 +24,9 @@ def test_near_duplicates_stand_where_the_first_of_them_does():
     assert places[0] == snippets.places(texts[:1])[0] == snippets.places(["a BAD film, very bad"])[0]
 
 
+@pytest.mark.slow
 def test_the_packages_hold_what_they_held():
-    try:
-        data, rules = snippets.snippets(), snippets.judged_by_rules()
-    except packages.Missing as error:
-        pytest.skip(str(error))
+    data, rules = held(lambda: (snippets.snippets(), snippets.judged_by_rules()))
     assert [len(part.texts) for part in data[:3]] == [7395, 1074, 2099]
     assert {name: len(part.texts) for name, part in data.others.items()} == {
         "products": 3708,

@@ -84,7 +84,7 @@ def test_what_is_written_down_and_when():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--window", "8/0/8"], "--windows takes reach/emit/lookahead in frames"),
+        (["--window", "8/0/8"], "--window takes reach/emit/lookahead in frames"),
         (["--steps", "0"], "must ask for at least one step"),
         (["--scan", "lax.skan"], "is not understood"),
         (["--size", "0"], "size must be a whole number of at least 1"),

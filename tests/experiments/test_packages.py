@@ -87,6 +87,7 @@ def test_what_cannot_be_had_is_one_sentence_and_leaves_nothing(package, complain
     monkeypatch.setenv("PATH", "/nowhere")  # no apt-get there
     with pytest.raises(Missing, match=complaint) as caught:
         fetched(package)
+    assert isinstance(caught.value, packages.Damaged) == (package.version == "1.0" and package.source == "PyPI")
     assert len(str(caught.value).splitlines()) == 1
     assert [p.name for p in packages.cache().iterdir() if p.name != "apt"] == []
 

@@ -31,6 +31,11 @@ def test_each_sequence_as_alone(how):
             np.testing.assert_allclose(gradient[:n, *b], jax.grad(one)(YS[:n, *b]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("ys", "largest"), [([[-3], [-2], [9]], [-2]), ([[False], [False], [True]], [False])])
+def test_the_largest_of_whole_numbers_and_of_truths(ys, largest):
+    assert sequence.pooled(jnp.array(ys), "max", lengths=np.array([2])).tolist() == largest
+
+
 @pytest.mark.parametrize(
     ("ys", "how", "lengths", "complaint"),
     [

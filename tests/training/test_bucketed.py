@@ -70,6 +70,15 @@ def test_so_many_bounds_with_the_least_padding(count):
     assert padded(bounds) == least and bounds == sorted(set(bounds)) and len(bounds) <= count
 
 
+def test_bounds_of_long_sequences_and_any_seed():
+    waves = [np.zeros(n, np.int8) for n in np.random.default_rng(0).integers(1, 20_000, 300)]
+    batches = Bucketed({"wave": waves}, size=10, bounds=3, seed=-1)
+    assert batches.bounds[-1] == max(map(len, waves)) and len(batches.bounds) == 3 and batches(0)
+    assert batches(0)["wave"].xs.shape[0] in batches.bounds
+    plain = Bucketed({"word": [[1, 2], [3], [4, 5, 6]]}, size=3, bounds=1)(0)["word"]
+    assert sorted(plain.xs.T.tolist()) == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
+
+
 def test_too_few_for_a_batch_can_be_read_once():
     batches = Bucketed(FIELDS, size=58, bounds=1)
     (members, batch), *more = batches.once()

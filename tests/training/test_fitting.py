@@ -50,6 +50,24 @@ def test_several_trainings_with_one_loss_and_optimizer_are_traced_once():
     assert bits(halved.params) != bits(one.params)
 
 
+def test_equal_is_not_the_same():
+    """A method of an object that has changed since is equal to what it was."""
+
+    class Problem:
+        scale = 1.0
+
+        def loss(self, params, batch, key, carry):
+            loss, carry, _ = tiny_loss(params, batch, key, carry)
+            return self.scale * loss, carry
+
+    problem = Problem()
+    given = tiny(optimizer=optax.sgd(1e-2))
+    one = rnn.training.fit(**given | {"loss_fn": problem.loss})
+    problem.scale = 0.0
+    none = rnn.training.fit(**given | {"loss_fn": problem.loss})
+    assert bits(none.params) == bits(given["params"]) != bits(one.params)
+
+
 def test_scheduled_sampling_by_the_number_of_the_update(tmp_path):
     """A batch brings its number along: the rate grows within one program, and a run that goes on has the same bits."""
     net = rnn.stack(rnn.layer(nn.Embed(3, 2)), rnn.elman(4), rnn.layer(nn.Dense(3)))
