@@ -174,8 +174,9 @@ def report(config: Config, run: Any, net: Net, params: Any, data: Split, longest
     others = {"nearest picture, unseen combinations": results["nearest picture, unseen combinations"]["bleu"]}
     harness.picture(run.folder / "curve.png", partial(training.draw_curve, run, "bleu", others, each=config.batch))
     harness.picture(run.folder / "captions.png", partial(drawings.captions, data, everything), columns=2)
-    right = [i for i, row in enumerate(everything[: len(data.combinations.names)]) if row["net"] == row["name"]]
-    looks = partial(drawings.looks, data.combinations, right or [0], words, partial(net.looks, params))
+    sayable = [i for i, name in enumerate(data.combinations.names) if all(word in net.number for word in words(name))]
+    right = [i for i in sayable if everything[i]["net"] == everything[i]["name"]]
+    looks = partial(drawings.looks, data.combinations, right or sayable, words, partial(net.looks, params))
     harness.picture(run.folder / "attention.png", looks, columns=2)
     console.print(f"written: {run.folder / 'results.json'}, captions.csv and pictures beside it")
 

@@ -55,7 +55,7 @@ def features(sentence: hironsan.Sentence) -> list[list[str]]:
 
 def linear_crf(train: Sequence[hironsan.Sentence], test: Sequence[hironsan.Sentence]) -> list[list[str]]:
     """By CRFsuite, with both penalties at 0.1, as its tutorial has them."""
-    import pycrfsuite  # here, so that the nets can be trained where it is not installed
+    import pycrfsuite  # here: the tests of the nets need it not
 
     trainer = pycrfsuite.Trainer(verbose=False)
     trainer.set_params({"c1": 0.1, "c2": 0.1, "max_iterations": 100, "feature.possible_transitions": True})

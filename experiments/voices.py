@@ -3,8 +3,8 @@
 A bidirectional net reads characters off log-mel frames by CTC. It is trained on synthetic clauses in 28 voices, at
 the bandwidth of a telephone, and then on some three hundred prompts that a woman recorded for a telephone exchange;
 beside it the same net learns the prompts from scratch. Every prompt but those that choices are made by is tested
-once: three folds by the texts' hashes, prompts with the same words on one side. The folds' nets
-learn side by side.
+once: three folds by the texts' hashes, prompts with the same words on one side. The folds' nets learn side by side.
+Frames are scaled by the spread over all recordings, tested ones included; of their words none is used.
 
     python -m experiments.voices
     python -m experiments.voices --minutes 30 --run runs/voices_30

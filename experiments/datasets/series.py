@@ -61,7 +61,7 @@ class Series(NamedTuple):
 
 
 def carbon_dioxide() -> Series:
-    rows = list(csv.reader((fetched(STATSMODELS) / CO2).read_text().splitlines()))[1:]
+    rows = list(csv.reader((fetched(STATSMODELS) / CO2).read_text("utf-8").splitlines()))[1:]
     days = [datetime.strptime(day, "%Y%m%d").date() for day, _ in rows]
     values = np.array([float(value or "nan") for _, value in rows])
     known = np.isfinite(values)
@@ -70,7 +70,7 @@ def carbon_dioxide() -> Series:
 
 
 def sunspots() -> Series:
-    rows = list(csv.reader((fetched(STATSMODELS) / SUNSPOTS).read_text().splitlines()))[1:]
+    rows = list(csv.reader((fetched(STATSMODELS) / SUNSPOTS).read_text("utf-8").splitlines()))[1:]
     years, values = np.array(rows, float).T
     return Series(years, values[:, None])
 
@@ -99,7 +99,7 @@ def vowels() -> tuple[Utterances, Utterances]:
 
 
 def _utterances(path) -> Utterances:
-    _, data = path.read_text().split("@data\n")
+    _, data = path.read_text("utf-8").split("@data\n")
     lines = [line.split(":") for line in data.split("\n") if line.strip()]
     frames = [np.array([c.split(",") for c in channels], np.float32).T for *channels, _ in lines]
     return Utterances(frames, np.array([int(speaker) - 1 for *_, speaker in lines], np.int32))
