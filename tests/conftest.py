@@ -3,6 +3,10 @@
 import gc
 import importlib.metadata
 import os
+import signal
+
+# A shell that starts its tests in the background has them ignore Ctrl-C, of which some of them are.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: let LLVM do less, in one piece. What XLA allocates is not affected.
