@@ -128,12 +128,10 @@ class Nets:
         known, seed = {word for i in train for word in self.sentences[i].words}, self.config.seed + seed
         options = {"steps": self.steps, "optimizer": self.optimizer, "key": jax.random.key(seed), "progress": False}
         final = rnn.training.fit(self.loss[crf], self.params(seed), self.batches(train, known, seed), **options)
-        params, found = rnn.training.averaged(final), {}
-        for members, batch in self.batches(test, known, 0).once():
-            tags = np.asarray(self.tag[crf](params, batch))
-            for b, i in enumerate(members):
-                found[i] = [self.numbers.tags[k] for k in tags[: len(self.sentences[test[i]].tags), b]]
-        return [found[i] for i in range(len(test))]
+        params = rnn.training.averaged(final)
+        tags = self.batches(test, known, 0).per_example(lambda batch: np.asarray(self.tag[crf](params, batch)).T)
+        counts = [len(self.sentences[i].tags) for i in test]
+        return [[self.numbers.tags[k] for k in each[:n]] for each, n in zip(tags, counts, strict=True)]
 
 
 def main(config: Config) -> None:

@@ -20,11 +20,12 @@ def compiled(net: rnn.SequenceLayer) -> Callable[..., Any]:
 
 def logits_of(hear: Callable[..., Any], params: Any, batches: rnn.training.Bucketed) -> list[np.ndarray]:
     """[n, classes] of each utterance, in their order."""
-    found: dict[int, np.ndarray] = {}
-    for members, batch in batches.once():
+
+    def of_batch(batch: Any) -> list[np.ndarray]:
         logits, lengths = map(np.asarray, hear(params, *batch["frames"]))
-        found |= {int(i): logits[: lengths[column], column] for column, i in enumerate(members)}
-    return [found[i] for i in range(len(found))]
+        return [logits[:n, column] for column, n in enumerate(lengths)]
+
+    return batches.per_example(of_batch)
 
 
 def greedily(logits: list[np.ndarray]) -> list[list[int]]:

@@ -93,10 +93,7 @@ class Judge:
     def of(self, params: Any, texts: Sequence[str]) -> np.ndarray:
         """[N]: the judgements of all texts."""
         batches = rnn.training.Bucketed({"text": self.encoded(texts)}, size=min(128, len(texts)), bounds=BOUNDS)
-        found = np.zeros(len(texts), np.float32)
-        for members, batch in batches.once():
-            found[members] = self.now(params, batch["text"])[: len(members)]
-        return found
+        return np.array(batches.per_example(lambda batch: np.asarray(self.now(params, batch["text"]))))
 
     @partial(jax.jit, static_argnums=0)
     def now(self, params: Any, text: Any) -> jax.Array:

@@ -87,8 +87,7 @@ def main(config: Config) -> None:
         english = Pieces([verse.english for verse in verses], config.pieces)
     numbered = partial(in_pieces, spanish, english)
     with harness.usage():
-        fits = lambda v: max(len(spanish.write(v.spanish)), len(english.write(v.english, END))) <= BOUNDS[-1]
-        batches = numbered(list(filter(fits, verses)), tokens=config.tokens, bounds=BOUNDS, seed=config.seed)
+        batches = numbered(verses, most=BOUNDS[-1], tokens=config.tokens, bounds=BOUNDS, seed=config.seed)
         net = Translator(
             cell=config.cell,
             size=config.size,
@@ -128,11 +127,13 @@ def longest(bound: int) -> int:
     return bound + bound // 4
 
 
-def in_pieces(spanish: Pieces, english: Pieces, verses: Sequence[bible.Verse], **how: Any) -> rnn.training.Bucketed:
-    """Batches of verses."""
-    sources = [spanish.write(verse.spanish) for verse in verses]
-    targets = [english.write(verse.english, END) for verse in verses]
-    return rnn.training.Bucketed({"source": sources, "target": targets}, **how)
+def in_pieces(
+    spanish: Pieces, english: Pieces, verses: Sequence[bible.Verse], *, most: float = np.inf, **how: Any
+) -> rnn.training.Bucketed:
+    """Batches of verses, those of more than `most` pieces in either language left out."""
+    pairs = [(spanish.write(verse.spanish), english.write(verse.english, END)) for verse in verses]
+    kept = [pair for pair in pairs if max(map(len, pair)) <= most]
+    return rnn.training.Bucketed({"source": [s for s, _ in kept], "target": [t for _, t in kept]}, **how)
 
 
 def evaluation(

@@ -121,10 +121,8 @@ def batches(found: series.Utterances, size: int, seed: int) -> rnn.training.Buck
 
 
 def probabilities(net: Any, params: Any, found: series.Utterances) -> np.ndarray:
-    result = np.zeros((len(found.frames), SPEAKERS))
-    for members, batch in batches(found, min(64, len(found.frames)), 0).once():
-        result[members] = np.asarray(jax.nn.softmax(net(params, *batch["frames"])))[: len(members)]
-    return result
+    of_batch = lambda batch: np.asarray(jax.nn.softmax(net(params, *batch["frames"])), np.float64)
+    return np.stack(batches(found, min(64, len(found.frames)), 0).per_example(of_batch))
 
 
 def train(config: Config, console: Any, run: rnn.training.Run, learn: Any, held: Any) -> list[np.ndarray]:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.sequence.layers import live, zero_where_not
+from jaxrnn.combinators.masking import choose
+from jaxrnn.sequence.layers import live
 from jaxrnn.types import Tree
 
 
@@ -42,10 +43,12 @@ def pooled(ys: Tree, how: str = "mean", *, lengths: Any = None) -> Tree:
                 f"lengths, got {checks.describe(leaf)}"
             )
 
+    counts = live(steps, lengths)
+
     def one(leaf: jax.Array) -> jax.Array:
-        counts = live(steps, lengths)
         n = lengths.reshape(lengths.shape + (1,) * (leaf.ndim - 1 - lengths.ndim))
-        return _WAYS[how](zero_where_not(counts, leaf), n, steps)
+        padding = jnp.full_like(leaf, _least(leaf.dtype) if how == "max" else 0)
+        return _WAYS[how](choose("pooled", "ys", counts, leaf, padding), n, steps)
 
     return jax.tree.map(one, jax.tree.map(jnp.asarray, ys))
 
@@ -56,12 +59,8 @@ def _mean(y: jax.Array, n: jax.Array | None, steps: int) -> jax.Array:
 
 
 def _max(y: jax.Array, n: jax.Array | None, steps: int) -> jax.Array:
-    if n is None:
-        return jnp.max(y, axis=0)
-    t = jnp.arange(steps).reshape(-1, *[1] * n.ndim)
-    # What is past the end stands below everything; a sequence without steps has nothing else.
-    low = jnp.where(t < n[None], y, jnp.full_like(y, _least(y.dtype)))
-    return jnp.where(n > 0, jnp.max(jnp.where(n[None] > 0, low, jnp.zeros_like(y)), axis=0), jnp.zeros_like(y[0]))
+    largest = jnp.max(y, axis=0)
+    return largest if n is None else jnp.where(n > 0, largest, jnp.zeros_like(largest))
 
 
 def _least(dtype: Any) -> Any:

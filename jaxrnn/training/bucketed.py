@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,16 @@ class Bucketed:
             for at in range(0, len(fitting), size):
                 members = fitting[at : at + size]
                 yield members, self.batch(np.pad(members, (0, size - len(members)), constant_values=-1), bound)
+
+    def per_example(self, function: Callable[[Batch], Iterable[Any]]) -> list[Any]:
+        """What `function` makes of every example, in their order: [function({one example}) for each], by batches.
+
+        `function` takes a batch of `once` and gives its B results; those of empty examples that fill it up are dropped.
+        """
+        found: dict[int, Any] = {}
+        for members, batch in self.once():
+            found.update(zip(members.tolist(), function(batch), strict=False))
+        return [found[i] for i in range(len(found))]
 
     def _field(self, name: str, members: np.ndarray, bound: int) -> Any:
         field = self.fields[name]

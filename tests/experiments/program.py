@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import pytest
+import tyro  # noqa: F401  (an example in a docstring leaves `builtins._`, at which a later import fails)
 
 from experiments import harness
 from experiments.datasets import packages

@@ -79,6 +79,12 @@ def test_bounds_of_long_sequences_and_any_seed():
     assert sorted(plain.xs.T.tolist()) == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
 
 
+def test_a_result_for_each_example_in_their_order():
+    batches = Bucketed(FIELDS, size=5, bounds=3)
+    totals = batches.per_example(lambda batch: batch["source"].xs.sum(0) + 1000 * batch["number"])
+    assert totals == [source.sum() + 1000 * n for n, source in enumerate(SOURCES)]
+
+
 def test_too_few_for_a_batch_can_be_read_once():
     batches = Bucketed(FIELDS, size=58, bounds=1)
     (members, batch), *more = batches.once()
