@@ -114,6 +114,34 @@ class SequenceLayer(NamedTuple):
         return _hash_of_functions(self)
 
 
+class Learner(NamedTuple):
+    """A gradient that comes while time runs, as a pair of pure functions; made by `online(cell, method)`.
+
+        carry = init(params, x, state=None, key=None)         x: one step's input [*B, ...], or its ShapeDtypeStruct
+        carry, loss, grads = update(params, carry, xs, key=None)      xs [K, *B, ...]: the next K steps of the stream
+
+    The cell ends in its loss, [*B] a step. `loss` is the sum over the window's steps of the mean over the batch;
+    `grads`, like params, is what the method makes of its gradient, with all that it remembers of earlier windows. The
+    size of a carry does not depend on how long the stream is. Parameters may change between updates: what is
+    remembered was then found at earlier ones.
+
+    `key` is for cells and methods that draw: given to `init` it serves the whole stream, with the draws that
+    `unroll(..., key=key)` makes; given to `update` it serves that window in its place.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Any, jax.Array, Params]]
+
+    def __eq__(self, other: object) -> bool:
+        return _same_functions(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return _hash_of_functions(self)
+
+
 class Scan(Protocol):
     """A way to run a loop over time. Every scan means exactly what `jax.lax.scan` means:
 

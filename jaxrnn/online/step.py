@@ -1,0 +1,275 @@
+"""A cell's step as an online method sees it: traced once, sorted by its weights, looked at from close by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Var
+
+from jaxrnn import checks, inference, trees
+from jaxrnn.engine.evaluate import again, apply, run, trace
+from jaxrnn.engine.influence import Core, Mixes, Structure, core_of, lateral, same_program, structure
+from jaxrnn.engine.ir import Env, Flat, read
+from jaxrnn.engine.jacobian import flat_features
+from jaxrnn.engine.rules import leaves_jax
+from jaxrnn.engine.sites import Entered, entered
+from jaxrnn.types import Cell, Key, Params, State, Tree
+
+
+class Given(NamedTuple):
+    """What one step reads beside the parameters and the state."""
+
+    x: Tree
+    key: Key | None  # the step's own
+    fresh: jax.Array | None  # whether it is the first, of a cell whose first state is learned
+
+
+class Moment(NamedTuple):
+    """One step, run and differentiated."""
+
+    env: Env  # what every variable of the step stands for
+    loss: jax.Array
+    state: State  # after the step
+    grads: list[jax.Array]  # by the real parts of the parameters, what came before the step taken as it is
+    by_state: jax.Array  # the loss's derivative by the state before the step, [*B, N]
+
+
+def real_leaves(tree: Tree) -> list[Any]:
+    """The leaves, complex ones in two."""
+    split = lambda leaf: [leaf.real, leaf.imag] if _is_complex(leaf) else [leaf]
+    return [part for leaf in jax.tree.leaves(tree) for part in split(leaf)]
+
+
+def from_real(leaves: Any, like: Tree, *, conjugate: bool = False) -> Tree:
+    """The tree with these leaves; `conjugate` for gradients, which JAX defines as dL/dx - i dL/dy."""
+    parts = iter(leaves)
+
+    def whole(leaf: Any) -> Any:
+        one = next(parts)
+        if not _is_complex(leaf):
+            return one
+        other = next(parts)
+        return lax.complex(one, -other if conjugate else other)
+
+    return jax.tree.map(whole, like)
+
+
+def _is_complex(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype, jnp.complexfloating))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineStep:
+    """A cell's step, for parameters, states and inputs of given types.
+
+    `begin` is the key of what a cell draws once per sequence; it counts as a parameter without a derivative.
+    """
+
+    cell: Cell
+    batch: tuple[int, ...]
+    params: Params  # types
+    state: State
+    given: Given
+    begin: Any  # the type of a key, or None
+    is_cut: bool = False  # no derivative through the products with which a layer feeds itself
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def run(self, params: Params, begin: Key | None, state: State, given: Given) -> tuple[State, jax.Array]:
+        """(state, loss per example) after one step; as `unroll` has it."""
+        begun = params if begin is None else self.cell.begin(params, begin)
+        if given.fresh is not None:
+            start = self.cell.initial_state(begun, self.batch)
+            state = jax.tree.map(lambda a, b: jnp.where(given.fresh, a, b), start, state)
+        state_out, loss = self.cell.step(begun, state, given.x, key=given.key)
+        return jax.tree.map(trees.of_type, state_out, self.state), a_loss(loss, self.batch)
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """What influences are held in: float64 where the state is, else float32."""
+        wide = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in jax.tree.leaves(self.state) if trees.is_float(leaf))
+        return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+    # --- as equations --------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def found(self) -> Entered:
+        flat, states, params = self._traced(self.batch)
+        first = entered(flat, states, params, self.batch)
+        return self._cut(first, states, params, self.batch) if self.is_cut else first
+
+    def _cut(self, found: Entered, states: int, params: int, batch: tuple[int, ...]) -> Entered:
+        core = core_of(found, states, batch)
+        ways = {}
+        for term in lateral(core):
+            ways[id(term.equation)] = _held_fast(term.equation)
+        return entered(again(found.flat, overrides=ways), states, params, batch) if ways else found
+
+    def _traced(self, batch: tuple[int, ...]) -> tuple[Flat, int, int]:
+        """The step of so many examples as equations, and how many leaves the state and the parameters have."""
+        sized = functools.partial(_resized, self.batch, batch)
+        step = dataclasses.replace(self, batch=batch, state=sized(self.state), given=sized(self.given))
+        state, params = (real_leaves_of_types(t) for t in (step.state, (self.params, self.begin)))
+        x_leaves, x_tree = jax.tree.flatten(step.given)
+        n, m = len(state), len(state) + len(params)
+
+        def flat_step(*args: Any) -> list[Any]:
+            params, begin = from_real(args[n:m], (self.params, self.begin))
+            state_out, loss = step.run(params, begin, from_real(args[:n], step.state), x_tree.unflatten(args[m:]))
+            return [*real_leaves(state_out), loss]
+
+        flat = trace(flat_step, *state, *params, *x_leaves)
+        if any(map(leaves_jax, flat.equations)):
+            raise ValueError(
+                "online: the step has a side effect or calls back into Python, and what reaches its state is read off "
+                "its equations; take that out of the step, or use tbptt()"
+            )
+        return flat, n, len(params)
+
+    @functools.cached_property
+    def core(self) -> Core:
+        return core_of(self.found, len(real_leaves_of_types(self.state)), self.batch)
+
+    @functools.cached_property
+    def structure(self) -> Structure:
+        """What reaches what. Seen in two examples rather than in all of them, where that is the same program."""
+        seen = self.core
+        if math.prod(self.batch) > 2:
+            two = tuple(min(n, 2) for n in self.batch)
+            flat, states, params = self._traced(two)
+            found = entered(flat, states, params, two)
+            small = core_of(self._cut(found, states, params, two) if self.is_cut else found, states, two)
+            seen = small if same_program(small, self.core) else seen
+        try:
+            return structure(self.core, seen)
+        except Mixes as error:
+            raise ValueError(
+                f"online: {error}; an influence is kept example by example, so the cell must treat the examples of "
+                "a batch each by itself"
+            ) from None
+
+    # --- at values -----------------------------------------------------------------------------------------------
+
+    def once(self, params: Params, begin: Key | None) -> Env:
+        """What is computed from weights alone."""
+        flat, n = self.found.flat, len(real_leaves_of_types(self.state))
+        leaves = real_leaves((params, begin))
+        env = dict(zip(flat.const_vars, flat.consts, strict=True))
+        env |= dict(zip(flat.inputs[n : n + len(leaves)], leaves, strict=True))
+        return run(self.found.once, env)
+
+    def inputs(self, state: State, given: Given) -> Env:
+        flat, leaves, xs = self.found.flat, real_leaves(state), jax.tree.leaves(given)
+        env = dict(zip(flat.inputs[: len(leaves)], leaves, strict=True))
+        return env | dict(zip(flat.inputs[len(flat.inputs) - len(xs) :], xs, strict=True))
+
+    def outcome(self, env: Env) -> tuple[State, jax.Array]:
+        """The state and the loss in an env."""
+        *state, loss = (read(env, a) for a in self.found.flat.outputs)
+        return from_real(state, self.state), loss
+
+    def moment(self, params: Params, begin: Key | None, state: State, given: Given) -> Moment:
+        """One step and its derivative by the parameters and by the state: one pass forward, one back."""
+        params_in, state_in = real_leaves(params), real_leaves(state)
+        learned, carried = ([trees.is_float(leaf) for leaf in leaves] for leaves in (params_in, state_in))
+        names: list[Var] = []
+
+        def forward(params_floats: list[Any], state_floats: list[Any]) -> tuple[jax.Array, Any]:
+            whole = from_real(trees.put(learned, params_floats, params_in), params)
+            before = from_real(trees.put(carried, state_floats, state_in), state)
+            env = run(self.found.core, self.once(whole, begin) | self.inputs(before, given))
+            names[:] = env
+            state_out, loss = self.outcome(env)
+            return mean(loss), (list(env.values()), state_out)
+
+        floats = trees.only(learned, params_in), trees.only(carried, state_in)
+        loss, back, (values, state_out) = jax.vjp(forward, *floats, has_aux=True)
+        grads, by_state = back(jnp.ones_like(loss))
+        return Moment(
+            dict(zip(names, values, strict=True)), loss, state_out, grads, flat_features(self.core, by_state, self.dtype)
+        )
+
+    def nothing(self, params: Params) -> tuple[jax.Array, list[jax.Array]]:
+        """The loss and the gradient of no step at all."""
+        floats = [leaf for leaf in real_leaves(params) if trees.is_float(leaf)]
+        return jnp.zeros((), _sum_type(self.found.flat.outputs[-1].aval)), list(map(jnp.zeros_like, floats))
+
+    def by_params(self, params: Params, begin: Key | None, by_weight: dict[Var, jax.Array]) -> list[jax.Array]:
+        """Gradients of what is computed from weights alone, as those of the real parts of the parameters."""
+        leaves = real_leaves(params)
+        learned = [trees.is_float(leaf) for leaf in leaves]
+        names = list(by_weight)
+
+        def weights(floats: list[Any]) -> list[Any]:
+            env = self.once(from_real(trees.put(learned, floats, leaves), params), begin)
+            return [env[v] for v in names]
+
+        values, back = jax.vjp(weights, trees.only(learned, leaves))
+        (grads,) = back([by_weight[v].astype(value.dtype) for v, value in zip(names, values, strict=True)])
+        return grads
+
+    def with_past(self, params: Params, begin: Key | None, now: list[Any], past: dict[Var, jax.Array]) -> list[jax.Array]:
+        """The gradient by the parameters as they enter now, and by the weights as they entered before."""
+        return [a + b for a, b in zip(now, self.by_params(params, begin, past), strict=True)] if past else now
+
+    def gradient(self, params: Params, real_grads: list[jax.Array]) -> Params:
+        """Gradients by the real parts as a tree like the parameters; zeros for what has no derivative."""
+        leaves = real_leaves(params)
+        learned = [trees.is_float(leaf) for leaf in leaves]
+        zeros = [leaf if has else jnp.zeros_like(leaf) for has, leaf in zip(learned, leaves, strict=True)]
+        return from_real(trees.put(learned, real_grads, zeros), params, conjugate=True)
+
+
+def _sum_type(loss: Any) -> Any:
+    return trees.wide(loss.dtype)
+
+
+def _held_fast(equation: Any) -> Callable[[Env], Any]:
+    """A product that lets no derivative through to what it multiplies with the weight."""
+    a = equation.invars[0]
+    return lambda env: apply(equation, env | {a: lax.stop_gradient(env[a])})
+
+
+def real_leaves_of_types(tree: Tree) -> list[Any]:
+    return jax.tree.leaves(jax.eval_shape(lambda tree: real_leaves(tree), tree))
+
+
+def _resized(batch: tuple[int, ...], wanted: tuple[int, ...], tree: Tree) -> Tree:
+    """The types of so many examples."""
+
+    def resized(leaf: Any) -> Any:
+        if leaf.shape[: len(batch)] != batch:
+            return leaf
+        return jax.ShapeDtypeStruct((*wanted, *leaf.shape[len(batch) :]), leaf.dtype)
+
+    return tree if batch == wanted else jax.tree.map(resized, tree)
+
+
+def a_loss(loss: Any, batch: tuple[int, ...]) -> jax.Array:
+    """What a cell that ends in its loss returns. Raises: ValueError for anything else."""
+    leaves = jax.tree.leaves(loss)
+    if len(leaves) != 1 or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating) or jnp.shape(leaves[0]) not in (
+        batch,
+        (),
+    ):
+        raise ValueError(
+            f"online: the cell must end in its loss, one floating-point number per example, {list(batch)}; its output "
+            f"is {checks.describe_tree(loss)}; put with_loss(cell, loss) around it, with a loss that is not reduced"
+        )
+    return leaves[0]
+
+
+def mean(loss: jax.Array) -> jax.Array:
+    """Over the batch, in 32 bits at least."""
+    return jnp.mean(loss.astype(_sum_type(loss)))
+
+
+def batch_of(cell: Cell, params: Params, x: Tree) -> tuple[int, ...]:
+    return inference.batch_shape("online", cell, params, x)
