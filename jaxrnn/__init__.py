@@ -1,10 +1,10 @@
 """jaxrnn: write one time step as a pure function; unroll it, differentiate it, fit it in memory.
 
 What every program needs is here; the rest is in rooms: `jaxrnn.training`, `jaxrnn.analysis`,
-`jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.sequence`.
+`jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.online`, `jaxrnn.sequence`.
 """
 
-from jaxrnn import analysis, graphs, losses, sequence, training
+from jaxrnn import analysis, graphs, losses, online, sequence, training
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, layer, lift, lstm, mgu, recurrent
 from jaxrnn.combinators import (
     alongside,
@@ -41,11 +41,12 @@ from jaxrnn.sequence import (
     top_k,
     unroll,
 )
-from jaxrnn.types import Cell, Scan, SequenceLayer
+from jaxrnn.types import Cell, Learner, Scan, SequenceLayer
 
 __all__ = [
     "Cell",
     "LSTMState",
+    "Learner",
     "Scan",
     "SequenceLayer",
     "alongside",
@@ -72,6 +73,7 @@ __all__ = [
     "lstm",
     "masked",
     "mgu",
+    "online",
     "pack",
     "prev",
     "python_loop",

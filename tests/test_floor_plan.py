@@ -13,13 +13,14 @@ cells.base cells.simple cells.gated cells.layers cells
 combinators.stacking combinators.noise combinators.masking combinators.feedback combinators
 engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
 engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
-engine.scheduled_loop engine.memory engine
+engine.scheduled_loop engine.memory engine.dependence engine.sites engine.influence engine.jacobian engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
 scans.planner scans.budget scans
 sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.packing sequence.collecting
 sequence.pooling sequence.attention sequence.feedback sequence.generation sequence.beams sequence
 losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linear_chain
 losses.endless losses
+online.step online.learner online.remembering online.blocks online.rtrl online.uoro online.kronecker online.truncation online
 training.optimizers training.streams training.step training.averages training.files training.locks training.records
 training.checkpoints training.runs training.batches training.bucketed training.best training.stopping training.progress
 training.diagnosis training.fitting training
@@ -27,7 +28,7 @@ graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
 graphs.drawing graphs
 analysis.operations analysis.timing analysis.memory analysis.explanation analysis.gradients analysis.flow
-analysis.dynamics analysis
+analysis.dynamics analysis.learners analysis
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent

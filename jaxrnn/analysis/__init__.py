@@ -4,14 +4,19 @@ from jaxrnn.analysis.dynamics import lyapunov
 from jaxrnn.analysis.explanation import Explanation, explain
 from jaxrnn.analysis.flow import Flow, decay_rate, gradient_flow
 from jaxrnn.analysis.gradients import copy_gradients, leaf_norms
+from jaxrnn.analysis.learners import Compared, Comparison, Nearness, compare
 from jaxrnn.analysis.memory import kept_per_step, memory_free, plan, temp_bytes
 from jaxrnn.analysis.operations import flops
 from jaxrnn.analysis.timing import Timing, interleaved
 
 __all__ = [
+    "Compared",
+    "Comparison",
     "Explanation",
     "Flow",
+    "Nearness",
     "Timing",
+    "compare",
     "copy_gradients",
     "decay_rate",
     "explain",

@@ -148,7 +148,8 @@ def _moved(equation: Equation, operands: list[Mask | None], move: Move | str) ->
     if not callable(move):
         count = _columns(operands)
         each = [
-            np.zeros((count, *_shape(a)), bool) if m is None else m for a, m in zip(equation.invars, operands, strict=True)
+            np.zeros((count, *_shape(a)), bool) if m is None else m
+            for a, m in zip(equation.invars, operands, strict=True)
         ]
         return [np.concatenate(each, equation.params["dimension"] + 1)]
     if operands[0] is None:

@@ -77,7 +77,9 @@ def core_of(found: Entered, states: int, batch: tuple[int, ...]) -> Core:
     pairs = [(v, out) for v, out in zip(flat.inputs[:states], flat.outputs[:states], strict=True) if is_float(v)]
     operands = dict.fromkeys(t.operand for tap in found.taps for t in tap.terms if t.operand is not None)
     moving = [v for v in operands if is_float(v)]
-    return Core(batch, [v for v, _ in pairs], [o for _, o in pairs], found.taps, moving, found.core, flat.outputs[states:])
+    return Core(
+        batch, [v for v, _ in pairs], [o for _, o in pairs], found.taps, moving, found.core, flat.outputs[states:]
+    )
 
 
 def same_program(one: Core, other: Core) -> bool:
@@ -199,7 +201,9 @@ def structure(core: Core, seen: Core) -> Structure:
     """Of a core, as it is seen in the same core of fewer examples. Cost: about C^2 booleans, once per trace."""
     local, read = _pattern(seen)
     moving = [local[rows].any() for rows in core.rows().values()]
-    kept = np.concatenate([np.arange(core.units), *(_range(r) for r, m in zip(core.rows().values(), moving, strict=True) if m)])
+    kept = np.concatenate(
+        [np.arange(core.units), *(_range(r) for r, m in zip(core.rows().values(), moving, strict=True) if m)]
+    )
     core = core._replace(operands=trees.only(moving, core.operands))
     local, n = local[kept], core.units
     total, near = (_through_products(core, local, terms) for terms in (_all_terms(core), lateral(core)))

@@ -100,7 +100,9 @@ def entered(flat: Flat, states: int, params: int, batch: tuple[int, ...]) -> Ent
         flat = again(flat, overrides=overrides)
     known = _Weights.of(flat, states, params).without_repeated(batch)
     core = [e for e in flat.equations if id(e) not in known.made]
-    return Entered(flat, [e for e in flat.equations if id(e) in known.made], core, _taps(flat, core, states, known, batch))
+    return Entered(
+        flat, [e for e in flat.equations if id(e) in known.made], core, _taps(flat, core, states, known, batch)
+    )
 
 
 class _Weights(NamedTuple):
@@ -273,8 +275,6 @@ def _looks_up_rows(equation: Equation, batch: tuple[int, ...]) -> bool:
 def _grow(equation: Equation, entries: dict[Var, list[Term]], uses: Counter[Var]) -> None:
     """A sum takes over the terms of summands that nothing else reads."""
     out = equation.outvars[0]
-    taken = [
-        a for a in variables(equation.invars) if a in entries and uses[a] == 1 and a.aval.shape == out.aval.shape
-    ]
+    taken = [a for a in variables(equation.invars) if a in entries and uses[a] == 1 and a.aval.shape == out.aval.shape]
     if taken:
         entries[out] = [term for a in taken for term in entries.pop(a)]

@@ -53,7 +53,9 @@ def over(step: OnlineStep, kept: Sequence[Kept], state: State, memory: list[jax.
     return state_out, grown, loss, step.with_past(window.params, window.begin, grads, past)
 
 
-def _through_window(step: OnlineStep, state: State, window: Window) -> tuple[State, jax.Array, list[jax.Array], jax.Array]:
+def _through_window(
+    step: OnlineStep, state: State, window: Window
+) -> tuple[State, jax.Array, list[jax.Array], jax.Array]:
     """The window's loss by BPTT: (state after it, loss, by the parameters' real parts, by the state before it)."""
     params_in, state_in = real_leaves(window.params), real_leaves(state)
     learned, carried = ([trees.is_float(leaf) for leaf in leaves] for leaves in (params_in, state_in))
@@ -98,7 +100,9 @@ def _grown(
 
     nothing = [jnp.zeros((steps, *tap.at.aval.shape), tap.at.aval.dtype) for tap in core.taps]
     end, back, factors = jax.vjp(last, trees.only(carried, state_in), nothing, has_aux=True)
-    rows = jnp.broadcast_to(jnp.eye(core.units, dtype=step.dtype).reshape(-1, *(1,) * lead, core.units), (core.units, *end.shape))
+    rows = jnp.broadcast_to(
+        jnp.eye(core.units, dtype=step.dtype).reshape(-1, *(1,) * lead, core.units), (core.units, *end.shape)
+    )
     by_state, by_tap = jax.vmap(back)(rows)
     whole = jax.vmap(lambda each: flat_features(core, each, step.dtype), out_axes=lead)(by_state)  # [*B, N, N]
 
@@ -110,5 +114,7 @@ def _grown(
             grown = jnp.einsum(f"{b}mn,{b}ngi->{b}mgi", whole, M) + here
             found.append(where(held.mask[..., None], grown))
         else:
-            found.append(remembering.carried_on(core, held.index, whole, M) + remembering.rows_of(held.index, here, lead))
+            found.append(
+                remembering.carried_on(core, held.index, whole, M) + remembering.rows_of(held.index, here, lead)
+            )
     return found

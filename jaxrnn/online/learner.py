@@ -121,7 +121,9 @@ class Making(Picklable):
         step = self.step(params, start, trees.struct(x), key, batch, fresh)
         return Carry(start, self.method.memory(step), jnp.zeros((), jnp.int32), key, fresh)
 
-    def update(self, params: Params, carry: Carry, xs: Tree, *, key: Key | None = None) -> tuple[Carry, jax.Array, Params]:
+    def update(
+        self, params: Params, carry: Carry, xs: Tree, *, key: Key | None = None
+    ) -> tuple[Carry, jax.Array, Params]:
         if not isinstance(carry, Carry):
             raise TypeError(f"update: carry must be what init or update returned, got {type(carry).__name__}")
         steps = checks.steps("update", xs)
@@ -159,9 +161,7 @@ class Making(Picklable):
             remedy = f"xs has the batch dimensions {list(batch)}; start anew with init for another batch"
             checks.same_type("update", "carry.state", expected, trees.struct(carry.state), remedy)
 
-    def _window(
-        self, step: OnlineStep, params: Params, carry: Carry, xs: Tree, key: Key | None, steps: int
-    ) -> Window:
+    def _window(self, step: OnlineStep, params: Params, carry: Carry, xs: Tree, key: Key | None, steps: int) -> Window:
         base, first = (carry.key, carry.steps) if key is None else (key, jnp.zeros((), jnp.int32))
         keys = signs = None
         if base is not None:  # those of `unroll`, and others for the method
@@ -256,4 +256,3 @@ def learn(
         now, found = body(now, jax.tree.map(lambda a: a[whole * window :], xs))
         losses.append(found[None])
     return now, jnp.concatenate(losses)
-

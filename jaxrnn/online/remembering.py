@@ -1,6 +1,6 @@
 """What is remembered of the past, and how it grows and is read: the influence of each tap on the state.
 
-    M_t = A_t M_tm1 + B_t a_t          [*B, K, G, I] for each tap: rows of the state, units of the tap, its operand
+M_t = A_t M_tm1 + B_t a_t          [*B, K, G, I] for each tap: rows of the state, units of the tap, its operand
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def from_real(leaves: Any, like: Tree, *, conjugate: bool = False) -> Tree:
 
 
 def _is_complex(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype, jnp.complexfloating))
+    return bool(
+        jnp.issubdtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype, jnp.complexfloating)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +195,11 @@ class OnlineStep:
         loss, back, (values, state_out) = jax.vjp(forward, *floats, has_aux=True)
         grads, by_state = back(jnp.ones_like(loss))
         return Moment(
-            dict(zip(names, values, strict=True)), loss, state_out, grads, flat_features(self.core, by_state, self.dtype)
+            dict(zip(names, values, strict=True)),
+            loss,
+            state_out,
+            grads,
+            flat_features(self.core, by_state, self.dtype),
         )
 
     def nothing(self, params: Params) -> tuple[jax.Array, list[jax.Array]]:
@@ -215,7 +221,9 @@ class OnlineStep:
         (grads,) = back([by_weight[v].astype(value.dtype) for v, value in zip(names, values, strict=True)])
         return grads
 
-    def with_past(self, params: Params, begin: Key | None, now: list[Any], past: dict[Var, jax.Array]) -> list[jax.Array]:
+    def with_past(
+        self, params: Params, begin: Key | None, now: list[Any], past: dict[Var, jax.Array]
+    ) -> list[jax.Array]:
         """The gradient by the parameters as they enter now, and by the weights as they entered before."""
         return [a + b for a, b in zip(now, self.by_params(params, begin, past), strict=True)] if past else now
 
@@ -255,9 +263,14 @@ def _resized(batch: tuple[int, ...], wanted: tuple[int, ...], tree: Tree) -> Tre
 def a_loss(loss: Any, batch: tuple[int, ...]) -> jax.Array:
     """What a cell that ends in its loss returns. Raises: ValueError for anything else."""
     leaves = jax.tree.leaves(loss)
-    if len(leaves) != 1 or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating) or jnp.shape(leaves[0]) not in (
-        batch,
-        (),
+    if (
+        len(leaves) != 1
+        or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating)
+        or jnp.shape(leaves[0])
+        not in (
+            batch,
+            (),
+        )
     ):
         raise ValueError(
             f"online: the cell must end in its loss, one floating-point number per example, {list(batch)}; its output "

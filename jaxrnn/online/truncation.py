@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxrnn import checks, trees
 from jaxrnn.online.learner import Found, Method, Window
-from jaxrnn.online.step import Given, OnlineStep, mean, real_leaves
+from jaxrnn.online.step import Given, OnlineStep, from_real, mean, real_leaves
 from jaxrnn.scans import scan, truncated
 from jaxrnn.types import Params, State, Tree
 
@@ -63,12 +63,18 @@ class tbptt(Method):
     def over(self, step: OnlineStep, state: State, memory: Tree, window: Window) -> Found:
         got = checks.steps("update", window.given)
         if got != self.every:
-            raise ValueError(f"tbptt: a window must have every = {self.every} steps, got {got}; say tbptt(reach, every={got})")
+            raise ValueError(
+                f"tbptt: a window must have every = {self.every} steps, got {got}; say tbptt(reach, every={got})"
+            )
         if not self.back:
-            (loss, state), grads = _value_and_grad(lambda p: _run(step, p, window, state, window.given, scan), window.params)
+            (loss, state), grads = _value_and_grad(
+                lambda p: _run(step, p, window, state, window.given, scan), window.params
+            )
             return state, (), loss, grads
         if not trees.same_structure(memory.given, window.given):
-            raise ValueError("tbptt: steps are run again with their own keys; give the key to init, not to update alone")
+            raise ValueError(
+                "tbptt: steps are run again with their own keys; give the key to init, not to update alone"
+            )
         before = jax.tree.map(lambda a, b: jnp.where(memory.steps == 0, a, b), state, memory.state)
         (loss, states), grads = _value_and_grad(
             lambda p: self._reaching_back(step, p, window, before, memory), window.params
@@ -120,7 +126,9 @@ class immediate(Method):
         return state, (), loss, grads
 
 
-def _run(step: OnlineStep, params: Params, window: Window, state: State, given: Given, loop: Any) -> tuple[jax.Array, State]:
+def _run(
+    step: OnlineStep, params: Params, window: Window, state: State, given: Given, loop: Any
+) -> tuple[jax.Array, State]:
     def body(state: State, given: Given) -> tuple[State, jax.Array]:
         state, loss = step.run(params, window.begin, state, given)
         return state, mean(loss)
@@ -131,8 +139,6 @@ def _run(step: OnlineStep, params: Params, window: Window, state: State, given: 
 
 def _value_and_grad(fn: Any, params: Params) -> tuple[Any, list[jax.Array]]:
     """((loss, aux), the gradient by the parameters' real parts)."""
-    from jaxrnn.online.step import from_real
-
     leaves = real_leaves(params)
     learned = [trees.is_float(leaf) for leaf in leaves]
     whole = lambda floats: from_real(trees.put(learned, floats, leaves), params)
