@@ -20,7 +20,8 @@ sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.
 sequence.pooling sequence.attention sequence.feedback sequence.generation sequence.beams sequence
 losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linear_chain
 losses.endless losses
-online.step online.learner online.remembering online.blocks online.rtrl online.uoro online.kronecker online.truncation online
+online.step online.learner online.remembering online.blocks online.influences online.rank_one online.kronecker
+online.truncation online
 training.optimizers training.streams training.step training.averages training.files training.locks training.records
 training.checkpoints training.runs training.batches training.bucketed training.best training.stopping training.progress
 training.diagnosis training.fitting training

@@ -21,7 +21,7 @@ from jax.extend.core import Var
 from jaxrnn.engine.ir import Atom, is_float, is_var
 from jaxrnn.engine.rules import Equation, Kind, inner_jaxprs, rule
 
-Mask = np.ndarray  # [C, *shape] booleans
+Mask = Any  # a numpy array of booleans, [C, *shape]
 Masks = dict[Var, Mask]  # of the variables that depend on anything; the others are not in it
 
 
@@ -120,7 +120,7 @@ def _transposed(mask: Mask, params: Mapping[str, Any], shapes: list[tuple[int, .
 
 
 def _reversed(mask: Mask, params: Mapping[str, Any], shapes: list[tuple[int, ...]]) -> list[Mask]:
-    return [np.flip(mask, [n + 1 for n in params["dimensions"]])]
+    return [np.flip(mask, tuple(n + 1 for n in params["dimensions"]))]
 
 
 def _any_of(mask: Mask, params: Mapping[str, Any], shapes: list[tuple[int, ...]]) -> list[Mask]:
@@ -184,7 +184,7 @@ def _called(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequ
     if len(inside.invars) != len(operands):
         return _dense(equation, operands, seen)
     seeds = {v: m for v, m in zip(inside.invars, operands, strict=True) if m is not None}
-    found = reached_from(inside.eqns, seeds, seen)
+    found: dict[Any, Mask] = reached_from(inside.eqns, seeds, seen)
     return [found.get(a) if is_var(a) else None for a in inside.outvars]
 
 
@@ -195,7 +195,7 @@ def _of_branches(equation: Equation, operands: list[Mask | None], seen: Seen) ->
     results: list[Mask | None] = [None] * len(equation.outvars)
     for branch in inner_jaxprs(equation):
         seeds = {v: m for v, m in zip(branch.invars, operands[1:], strict=True) if m is not None}
-        found = reached_from(branch.eqns, seeds, seen)
+        found: dict[Any, Mask] = reached_from(branch.eqns, seeds, seen)
         each = [found.get(a) if is_var(a) else None for a in branch.outvars]
         results = [a if b is None else b if a is None else a | b for a, b in zip(results, each, strict=True)]
     return results
@@ -204,7 +204,7 @@ def _of_branches(equation: Equation, operands: list[Mask | None], seen: Seen) ->
 def _dense(equation: Equation, operands: Iterable[Mask | None], seen: Seen) -> list[Mask | None]:
     """All features of an example need all features of that example."""
     lead = len(seen.batch)
-    by_example: list[Mask] = []
+    by_example = []
     for m in operands:
         if m is None:
             continue
@@ -213,7 +213,7 @@ def _dense(equation: Equation, operands: Iterable[Mask | None], seen: Seen) -> l
         any_of = m.any(axes)
         by_example.append(any_of if apart else np.broadcast_to(any_of.reshape(-1, *(1,) * lead), (len(m), *seen.batch)))
     whole = functools.reduce(operator.or_, by_example)
-    results = []
+    results: list[Mask | None] = []
     for v in equation.outvars:
         shape, apart = _shape(v), _shape(v)[:lead] == seen.batch
         kept = whole if apart else whole.any(tuple(range(1, 1 + lead)))

@@ -19,7 +19,7 @@ from jax.extend.core import Var
 
 from jaxrnn import trees
 from jaxrnn.engine.dependence import Masks, Seen, reached_from
-from jaxrnn.engine.ir import is_float, is_var, reached
+from jaxrnn.engine.ir import Atom, is_float, is_var, reached
 from jaxrnn.engine.partition import components
 from jaxrnn.engine.rules import Equation
 from jaxrnn.engine.sites import Entered, Tap, Term
@@ -33,10 +33,10 @@ class Core(NamedTuple):
     """The state, the taps and their operands as columns and rows of one Jacobian."""
 
     batch: tuple[int, ...]
-    state: list[Var]  # the floating leaves that go in, each [*B, ...]
+    state: list[Atom]  # the floating leaves that go in, each [*B, ...]
     state_out: list[Any]  # the same, coming out
     taps: list[Tap]
-    operands: list[Var]  # those of products that depend on the state or on a tap
+    operands: list[Atom]  # those of products that depend on the state or on a tap
     equations: list[Equation]  # of the whole step but for what is of weights alone
     outputs: list[Any]
 
@@ -102,7 +102,7 @@ def _seeds(core: Core) -> Masks:
     """Each column as a coordinate of its variable, of the first example where there are several."""
     seeds: Masks = {}
     count = core.units + sum(tap.size for tap in core.taps)
-    first = (slice(None), *(0,) * len(core.batch))
+    first: Any = (slice(None), *(0,) * len(core.batch))
     start = 0
     for v, size, is_shared in (
         *((v, core.features(v), False) for v in core.state),
@@ -171,7 +171,7 @@ class Kept(NamedTuple):
     """The rows that are remembered for a tap."""
 
     mask: np.ndarray  # [N, G]
-    index: np.ndarray | None  # [K, G] of rows, N where there are fewer than K; None: all rows are held
+    which: np.ndarray | None  # [K, G] of rows, N where there are fewer than K; None: all rows are held
 
     @classmethod
     def of(cls, mask: np.ndarray) -> Kept:
@@ -184,7 +184,7 @@ class Kept(NamedTuple):
     @property
     def rows(self) -> int:
         """K: rows held per unit of the tap."""
-        return len(self.mask) if self.index is None else len(self.index)
+        return len(self.mask) if self.which is None else len(self.which)
 
 
 def _closed(step: np.ndarray, reached_at_once: np.ndarray, order: int | None) -> np.ndarray:
@@ -200,7 +200,7 @@ def _closed(step: np.ndarray, reached_at_once: np.ndarray, order: int | None) ->
 def structure(core: Core, seen: Core) -> Structure:
     """Of a core, as it is seen in the same core of fewer examples. Cost: about C^2 booleans, once per trace."""
     local, read = _pattern(seen)
-    moving = [local[rows].any() for rows in core.rows().values()]
+    moving = [bool(local[rows].any()) for rows in core.rows().values()]
     kept = np.concatenate(
         [np.arange(core.units), *(_range(r) for r, m in zip(core.rows().values(), moving, strict=True) if m)]
     )
@@ -255,11 +255,8 @@ def _coloured(local: np.ndarray) -> np.ndarray:
     taken: list[np.ndarray] = []
     for c in range(local.shape[1]):
         column = local[:, c]
-        for k, rows in enumerate(taken):
-            if not (rows & column).any():
-                break
-        else:
-            k = len(taken)
+        k = next((k for k, rows in enumerate(taken) if not (rows & column).any()), len(taken))
+        if k == len(taken):
             taken.append(np.zeros(len(local), bool))
         taken[k] |= column
         colour[c] = k

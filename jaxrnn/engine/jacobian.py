@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Var
 
 from jaxrnn.engine.evaluate import Override, apply, run
 from jaxrnn.engine.influence import Core, Structure
@@ -34,17 +33,17 @@ def state_leaves(core: Core, features: jax.Array) -> list[jax.Array]:
     """[*B, N] as the floating leaves of the state."""
     bounds = np.cumsum([core.features(v) for v in core.state])[:-1]
     parts = jnp.split(features, bounds, axis=len(core.batch))
-    return [part.reshape(v.aval.shape).astype(v.aval.dtype) for part, v in zip(parts, core.state, strict=True)]
+    return [part.reshape(like.aval.shape).astype(like.aval.dtype) for part, like in zip(parts, core.state, strict=True)]
 
 
-def with_taps(core: Core, added: dict[Var, Any], held: Env | None = None) -> dict[int, Override]:
+def with_taps(core: Core, added: dict[Any, Any], held: Env | None = None) -> dict[int, Override]:
     """Stand-ins under which something is added to each tap; the terms of taps held fast at values, where given."""
     ways: dict[int, Override] = {}
-    terms = core.terms if held is not None else {}
+    terms = {} if held is None else {id(e): held[e.outvars[0]] for e in core.equations if id(e) in core.terms}
     for e in core.equations:
         out = e.outvars[0] if e.outvars else None
         if id(e) in terms or out in added:
-            ways[id(e)] = _way(e, None if id(e) not in terms else held[out], added.get(out))
+            ways[id(e)] = _way(e, terms.get(id(e)), added.get(out))
     return ways
 
 

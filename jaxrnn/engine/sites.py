@@ -22,7 +22,7 @@ from jax import lax
 from jax.extend.core import Var
 
 from jaxrnn.engine.evaluate import Override, again, is_plain_product
-from jaxrnn.engine.ir import Env, Flat, is_float, is_var, slice_back, variables
+from jaxrnn.engine.ir import Atom, Env, Flat, is_float, is_var, slice_back, variables
 from jaxrnn.engine.rewrites import split_products
 from jaxrnn.engine.rules import Equation, is_remat, rule
 
@@ -30,11 +30,11 @@ from jaxrnn.engine.rules import Equation, is_remat, rule
 class Term(NamedTuple):
     """One summand of a tap: operand times weight."""
 
-    weight: Var  # a parameter, or computed from parameters alone
+    weight: Atom  # a parameter, or computed from parameters alone
     equation: Equation  # what makes the summand
 
     @property
-    def operand(self) -> Var | None:
+    def operand(self) -> Any:
         """What the weight meets, [*B, I]; of a table the index, [*B, 1]; None for a weight that is merely repeated."""
         name = self.equation.primitive.name
         return None if name == "broadcast_in_dim" else self.equation.invars[1 if name == "gather" else 0]
@@ -69,7 +69,7 @@ class Term(NamedTuple):
 class Tap(NamedTuple):
     """A value through which weights enter."""
 
-    at: Var  # [*B, ...]; where the weight itself is the tap, the weight
+    at: Atom  # [*B, ...]; where the weight itself is the tap, the weight
     terms: tuple[Term, ...]  # none where the weight itself is the tap
     size: int  # G: units of z
     depth: int  # I: of all terms, one after the other
@@ -127,13 +127,13 @@ class _Weights(NamedTuple):
         return cls(invariant, learned, made)
 
     def without_repeated(self, batch: tuple[int, ...]) -> _Weights:
-        """Weights that are repeated for each example, and what is made of those element by element, stay in the step."""
+        """Without those that are repeated for each example, and what is made of these element by element."""
         repeated, made, lead = set(), dict(self.made), len(batch)
         for e in self.made.values():
-            out = e.outvars[0]
+            out: Atom = e.outvars[0]
             if lead and out in self.learned and out.aval.shape[:lead] == batch:
                 again_so = [a for a in variables(e.invars) if a in repeated]
-                if again_so and all(a.aval.shape in (out.aval.shape, ()) for a in variables(e.invars)):
+                if again_so and all(_shape(a) in (_shape(out), ()) for a in variables(e.invars)):
                     repeated.add(out)
                 elif _repeats(e, batch):
                     repeated.add(out)
@@ -237,14 +237,14 @@ def _taps(flat: Flat, core: Sequence[Equation], states: int, known: _Weights, ba
     taps = [_tap(v, terms, len(batch)) for v, terms in entries.items()]
     order = {v: n for n, e in enumerate(core) for v in e.outvars}
     taps.sort(key=lambda tap: order[tap.at])
-    return [*taps, *(Tap(v, (), _parts(v) * math.prod(v.aval.shape), 1) for v in shared)]
+    return [*taps, *(Tap(v, (), _parts(v) * math.prod(_shape(v)), 1) for v in shared)]
 
 
-def _parts(v: Var) -> int:
+def _parts(v: Atom) -> int:
     return 2 if jnp.issubdtype(v.aval.dtype, jnp.complexfloating) else 1
 
 
-def _tap(v: Var, terms: Iterable[Term], batch_dims: int) -> Tap:
+def _tap(v: Atom, terms: Iterable[Term], batch_dims: int) -> Tap:
     return Tap(v, tuple(terms), math.prod(v.aval.shape[batch_dims:]), sum(term.depth for term in terms))
 
 
@@ -253,12 +253,13 @@ def _term(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Term |
     if out.shape[: len(batch)] != batch or jnp.issubdtype(out.dtype, jnp.complexfloating):
         return None
     name, operands = equation.primitive.name, equation.invars
-    if name == "broadcast_in_dim" and batch and operands[0] in known.learned and _repeats(equation, batch):
+    learned = [is_var(a) and a in known.learned for a in operands]
+    if name == "broadcast_in_dim" and batch and learned[0] and _repeats(equation, batch):
         return Term(operands[0], equation)
-    is_site = is_plain_product(equation) and operands[1] in known.learned and out.shape[:-1] == batch
+    is_site = is_plain_product(equation) and learned[1] and out.shape[:-1] == batch
     if is_site and operands[0] not in known.invariant:
         return Term(operands[1], equation)
-    if name == "gather" and is_var(operands[0]) and operands[0] in known.learned and _looks_up_rows(equation, batch):
+    if name == "gather" and learned[0] and _looks_up_rows(equation, batch):
         return Term(operands[0], equation)
     return None
 
@@ -272,9 +273,14 @@ def _looks_up_rows(equation: Equation, batch: tuple[int, ...]) -> bool:
     return one_row and whole and index.shape == (*batch, 1) and numbers.offset_dims == (len(batch),)
 
 
+def _shape(v: Atom) -> tuple[int, ...]:
+    return tuple(v.aval.shape)
+
+
 def _grow(equation: Equation, entries: dict[Var, list[Term]], uses: Counter[Var]) -> None:
     """A sum takes over the terms of summands that nothing else reads."""
     out = equation.outvars[0]
-    taken = [a for a in variables(equation.invars) if a in entries and uses[a] == 1 and a.aval.shape == out.aval.shape]
+    alone = [a for a in entries if uses[a] == 1 and a in equation.invars]
+    taken = [a for a in alone if _shape(a) == _shape(out)]
     if taken:
         entries[out] = [term for a in taken for term in entries.pop(a)]

@@ -19,8 +19,7 @@ from jax import lax
 from jaxrnn import checks, trees
 from jaxrnn.engine.evaluate import run
 from jaxrnn.engine.influence import Kept
-from jaxrnn.engine.ir import read
-from jaxrnn.engine.jacobian import flat_features, state_leaves, where, with_taps
+from jaxrnn.engine.jacobian import flat_features, where, with_taps
 from jaxrnn.online import remembering
 from jaxrnn.online.learner import Found, Window
 from jaxrnn.online.step import Given, OnlineStep, from_real, mean, real_leaves
@@ -32,7 +31,7 @@ def pays(step: OnlineStep, kept: Sequence[Kept], window: Window) -> bool:
     if checks.steps("update", window.given) == 1 or _has_shared(step):
         return False
     size = lambda tap, held: held.rows**2 * tap.size * tap.depth
-    work = [(size(tap, held), held.index is None) for tap, held in zip(step.structure.core.taps, kept, strict=True)]
+    work = [(size(tap, held), held.which is None) for tap, held in zip(step.structure.core.taps, kept, strict=True)]
     return 2 * sum(n for n, is_dense in work if is_dense) > sum(n for n, _ in work)
 
 
@@ -110,11 +109,11 @@ def _grown(
     for tap, held, M, e, a in zip(core.taps, kept, memory, by_tap, factors, strict=True):
         e = e.reshape(core.units, steps, *step.batch, tap.size).astype(step.dtype)
         here = jnp.einsum(f"nk{b}g,k{b}i->{b}ngi", e, a)
-        if held.index is None:
+        if held.which is None:
             grown = jnp.einsum(f"{b}mn,{b}ngi->{b}mgi", whole, M) + here
             found.append(where(held.mask[..., None], grown))
         else:
             found.append(
-                remembering.carried_on(core, held.index, whole, M) + remembering.rows_of(held.index, here, lead)
+                remembering.carried_on(core, held.which, whole, M) + remembering.rows_of(held.which, here, lead)
             )
     return found

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 
 from jaxrnn.engine.jacobian import Jacobian
 from jaxrnn.online import remembering
 from jaxrnn.online.learner import Found, Method, Window
+from jaxrnn.online.rank_one import Signs, _norm, _ratio
 from jaxrnn.online.step import OnlineStep
-from jaxrnn.online.uoro import Signs, _norm, _ratio
 from jaxrnn.types import Key, State
 
 
@@ -53,7 +54,8 @@ class kf_rtrl(Method):
 
     def one(self, step: OnlineStep, state: State, memory: list[Factors], now: Window) -> Found:
         moment, core = step.moment(now.params, now.begin, state, now.given), step.structure.core
-        b, past = remembering.letters(core), {}
+        b = remembering.letters(core)
+        past: dict[Var, jax.Array] = {}
         for tap, (u, H) in zip(core.taps, memory, strict=True):
             by_unit = jnp.einsum(f"{b}n,{b}ng->{b}g", moment.by_state, H)
             ones = jnp.ones((*core.batch, 1), H.dtype)
@@ -62,10 +64,11 @@ class kf_rtrl(Method):
         grads = step.with_past(now.params, now.begin, moment.grads, past)
         J = Jacobian(step.structure, moment.env, step.dtype)
         whole, found = J.by_state(), []
+        key: Any = now.signs
         for k, (tap, factors) in enumerate(zip(core.taps, memory, strict=True)):
             carried, here = jnp.einsum(f"{b}mn,{b}ng->{b}mg", whole, factors.state), J.by_tap(k)
             a = remembering.factors(core, tap, moment.env, step.dtype)
-            found.append(self._mixed(factors.operand, carried, a, here, jax.random.fold_in(now.signs, k)))
+            found.append(self._mixed(factors.operand, carried, a, here, jax.random.fold_in(key, k)))
         return moment.state, found, moment.loss, grads
 
     def _mixed(self, u: Any, carried: jax.Array, a: jax.Array, here: jax.Array, key: Key) -> Factors:

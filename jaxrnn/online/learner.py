@@ -153,7 +153,8 @@ class Making(Picklable):
             name = type(self.method).__name__
             raise ValueError(f"online: {name} draws random signs; give a key, init(params, x, key=jax.random.key(0))")
         kinds = trees.struct((params, state, Given(x, key, fresh), key if begin is None else begin))
-        return OnlineStep(self.cell, batch, *kinds, self.method.is_cut)
+        kind_of_params, kind_of_state, given, kind_of_begin = kinds
+        return OnlineStep(self.cell, batch, kind_of_params, kind_of_state, given, kind_of_begin, self.method.is_cut)
 
     def _check_batch(self, params: Params, carry: Carry, x: Tree, batch: tuple[int, ...]) -> None:
         expected = jax.eval_shape(lambda p: self.cell.initial_state(p, batch), params)
@@ -175,6 +176,7 @@ class Making(Picklable):
 
 def _is_learned(cell: Cell, params: Params, batch: tuple[int, ...]) -> bool:
     """Whether the first state depends on the parameters."""
+    tree: Any
     leaves, tree = jax.tree.flatten(trees.struct(params))
     flat = trace(lambda *args: jax.tree.leaves(cell.initial_state(tree.unflatten(args), batch)), *leaves)
     found = reached(flat.equations, filter(is_float, flat.inputs))

@@ -41,12 +41,12 @@ def grown(core: Core, kept: Sequence[Kept], memory: Sequence[jax.Array], env: En
     b, found, whole = letters(core), [], None
     for k, (tap, held, M) in enumerate(zip(core.taps, kept, memory, strict=True)):
         a = factors(core, tap, env, M.dtype)[..., None, None, :]
-        if held.index is None:
+        if held.which is None:
             whole = J.by_state() if whole is None else whole
             carried = jnp.einsum(f"{b}mn,{b}ngi->{b}mgi", whole, M)
             carried, here = where(held.mask[..., None], carried), where(held.mask, J.by_tap(k))
         else:
-            carried, here = _carried(core, held.index, M, J), J.by_tap(k, held.index)
+            carried, here = _carried(core, held.which, M, J), J.by_tap(k, held.which)
         found.append(carried + here[..., None] * a)
     return found
 
@@ -82,13 +82,14 @@ def rows_of(index: np.ndarray, dense: jax.Array, lead: int) -> jax.Array:
 
 def read(core: Core, kept: Sequence[Kept], memory: Sequence[jax.Array], by_state: jax.Array) -> dict[Var, jax.Array]:
     """The loss's derivative by the weights, as far as it comes through the state: by_state [*B, N]."""
-    b, total = letters(core), {}
+    b = letters(core)
+    total: dict[Var, jax.Array] = {}
     padded = jnp.concatenate([by_state, jnp.zeros((*core.batch, 1), by_state.dtype)], len(core.batch))
     for tap, held, M in zip(core.taps, kept, memory, strict=True):
-        if held.index is None:
+        if held.which is None:
             by_factor = jnp.einsum(f"{b}n,{b}ngi->gi", by_state, M)
         else:
-            by_factor = jnp.einsum(f"{b}kg,{b}kgi->gi", padded[..., held.index], M)
+            by_factor = jnp.einsum(f"{b}kg,{b}kgi->gi", padded[..., held.which], M)
         add_weights(core, tap, by_factor, total)
     return total
 

@@ -87,9 +87,10 @@ class OnlineStep:
     def run(self, params: Params, begin: Key | None, state: State, given: Given) -> tuple[State, jax.Array]:
         """(state, loss per example) after one step; as `unroll` has it."""
         begun = params if begin is None else self.cell.begin(params, begin)
-        if given.fresh is not None:
+        fresh = given.fresh
+        if fresh is not None:
             start = self.cell.initial_state(begun, self.batch)
-            state = jax.tree.map(lambda a, b: jnp.where(given.fresh, a, b), start, state)
+            state = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), start, state)
         state_out, loss = self.cell.step(begun, state, given.x, key=given.key)
         return jax.tree.map(trees.of_type, state_out, self.state), a_loss(loss, self.batch)
 
@@ -119,6 +120,7 @@ class OnlineStep:
         sized = functools.partial(_resized, self.batch, batch)
         step = dataclasses.replace(self, batch=batch, state=sized(self.state), given=sized(self.given))
         state, params = (real_leaves_of_types(t) for t in (step.state, (self.params, self.begin)))
+        x_tree: Any
         x_leaves, x_tree = jax.tree.flatten(step.given)
         n, m = len(state), len(state) + len(params)
 

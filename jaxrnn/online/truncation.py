@@ -150,5 +150,10 @@ def _filled(shape: tuple[int, ...], kind: Any) -> jax.Array:
     if not jnp.issubdtype(kind.dtype, jax.dtypes.prng_key):
         return jnp.zeros(shape, kind.dtype)
     found: list[Any] = []
-    data = jax.eval_shape(lambda key: (found.append(jax.random.key_impl(key)), jax.random.key_data(key))[1], kind)
+
+    def look(key: Any) -> Any:
+        found.append(jax.random.key_impl(key))
+        return jax.random.key_data(key)
+
+    data = jax.eval_shape(look, kind)
     return jax.random.wrap_key_data(jnp.zeros((*shape, data.shape[-1]), data.dtype), impl=found[0])

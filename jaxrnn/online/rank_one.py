@@ -8,16 +8,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 
 from jaxrnn.engine.ir import Env
 from jaxrnn.engine.jacobian import linear_step, nothing_added, pulled_back
 from jaxrnn.online import remembering
 from jaxrnn.online.learner import Found, Method, Window
 from jaxrnn.online.step import OnlineStep
-from jaxrnn.types import Key, State
+from jaxrnn.types import State
 
 # (key, shape, dtype) -> independent numbers of mean 0 and variance 1
-Signs = Callable[[Key, tuple[int, ...], Any], jax.Array]
+Signs = Callable[[Any, tuple[int, ...], Any], jax.Array]
 
 
 class RankOne(NamedTuple):
@@ -56,7 +57,8 @@ class uoro(Method):
 
     def one(self, step: OnlineStep, state: State, memory: RankOne, now: Window) -> Found:
         moment, core = step.moment(now.params, now.begin, state, now.given), step.structure.core
-        b, past = remembering.letters(core), {}
+        b = remembering.letters(core)
+        past: dict[Var, jax.Array] = {}
         owed = jnp.sum(moment.by_state * memory.state, -1)
         for tap, weights in zip(core.taps, memory.weights, strict=True):
             remembering.add_weights(core, tap, jnp.einsum(f"{b},{b}gi->gi", owed, weights), past)

@@ -1,0 +1,72 @@
+"""Cells that end in a loss, sequences for them, and gradients to compare: what the tests of online learning share."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import jaxrnn as rnn
+from jaxrnn import online
+from tests.zoo import D
+
+F64 = {"dtype": jnp.float64}
+
+
+def squares(y, target):
+    """One number per example of whatever a cell puts out: squares of its floating leaves, [*B, features]."""
+    leaves = [leaf for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return sum(jnp.sum(jnp.abs(leaf - target[..., :1].astype(leaf.dtype)) ** 2, -1) for leaf in leaves)
+
+
+def lossy(cell):
+    return rnn.with_loss(cell, squares)
+
+
+def data(T=6, batch=(2,), dtype=jnp.float64, features=D):
+    """(inputs, targets), [T, *B, D]."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    return tuple(jax.random.normal(k, (T, *batch, features), dtype) for k in keys)
+
+
+def problem(cell, **kinds):
+    """(the cell with its loss, parameters, xs)"""
+    net, xs = lossy(cell), data(**kinds)
+    return net, net.init(jax.random.key(2), jax.tree.map(lambda a: a[0], xs)), xs
+
+
+def first(xs):
+    return jax.tree.map(lambda a: a[0], xs)
+
+
+def bptt(net, params, xs, scan=lax.scan, **more):
+    """The sum over time of the mean over the batch, differentiated by JAX."""
+
+    def loss(params):
+        losses = rnn.unroll(net, params, xs, scan=scan, **more)[1]
+        return jnp.sum(losses) * (losses.shape[0] / losses.size)
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+def by_windows(net, method, params, xs, cuts=(), state=None, key=None):
+    """The sum of the gradients of windows that end at these steps, and the last carry."""
+    learner = online.online(net, method)
+    T = len(jax.tree.leaves(xs)[0])
+
+    @jax.jit
+    def run(params, xs):
+        carry, total = learner.init(params, first(xs), state, key=key), None
+        for a, b in zip((0, *cuts), (*cuts, T), strict=True):
+            carry, _, grads = learner.update(params, carry, jax.tree.map(lambda x, a=a, b=b: x[a:b], xs))
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        return total, carry
+
+    return run(params, xs)
+
+
+def error(found, expected):
+    """The distance of two gradients, relative to the second."""
+    parts = lambda leaf: [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+    flat = lambda tree: jnp.concatenate([jnp.ravel(part) for leaf in jax.tree.leaves(tree) for part in parts(leaf)])
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    a, b = flat(found), flat(expected)
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
