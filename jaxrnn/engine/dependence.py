@@ -73,10 +73,15 @@ def _columns(operands: Iterable[Mask | None]) -> int:
     return next(len(m) for m in operands if m is not None)
 
 
+def is_stretched_to(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether elementwise operations take one for the other: scalars, and sizes of 1, are repeated."""
+    return shape == () or (len(shape) == len(wanted) and all(a in (1, b) for a, b in zip(shape, wanted, strict=True)))
+
+
 def _is_elementwise(equation: Equation) -> bool:
     """Whether each element of the result needs the elements in its own place alone."""
     known, out = rule(equation), _shape(equation.outvars[0])
-    fits = all(_shape(a) in (out, ()) for a in equation.invars)
+    fits = all(is_stretched_to(_shape(a), out) for a in equation.invars)
     in_place = known.linear is not None and known.linear.in_place
     named = equation.primitive.name in ("select_n", "real", "imag", "complex", "clamp")
     return fits and len(equation.outvars) == 1 and (in_place or named or known.kind in (Kind.ARITHMETIC, Kind.COSTLY))

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Var
 
-from jaxrnn.engine.evaluate import Override, again, is_plain_product
+from jaxrnn.engine.dependence import is_stretched_to
+from jaxrnn.engine.evaluate import Override, again, apply, is_plain_product
 from jaxrnn.engine.ir import Atom, Env, Flat, is_float, is_var, slice_back, variables
 from jaxrnn.engine.rewrites import split_products
-from jaxrnn.engine.rules import Equation, is_remat, rule
+from jaxrnn.engine.rules import Equation, Kind, is_remat, rule
 
 
 class Term(NamedTuple):
@@ -164,6 +165,8 @@ def _repeats(equation: Equation, batch: tuple[int, ...]) -> bool:
 
 def _as_rows(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Override | None:
     """`W h`, `h W^T` and complex products as real products of rows with a matrix; complex weights in two parts."""
+    if rule(equation).kind in (Kind.ARITHMETIC, Kind.COSTLY):
+        return _spread(equation, known, batch)
     if equation.primitive.name == "broadcast_in_dim":
         v = equation.invars[0]
         is_pair = is_var(v) and v in known.learned and jnp.issubdtype(v.aval.dtype, jnp.complexfloating)
@@ -180,6 +183,28 @@ def _as_rows(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Ove
         return None
     is_complex = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.complexfloating)
     return None if is_plain_product(equation) and not is_complex else _rows(equation, side, axes[side], is_complex)
+
+
+def _spread(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Override | None:
+    """Weights that an elementwise operation repeats for each example, scalars or rows of one, repeated beforehand."""
+    out = equation.outvars[0].aval.shape
+    if not batch or out[: len(batch)] != batch or not all(is_stretched_to(_shape(a), out) for a in equation.invars):
+        return None
+    ones = (1,) * len(batch)
+    repeated = [
+        a
+        for a in variables(equation.invars)
+        if a in known.learned and _shape(a) != out and _shape(a)[: len(batch)] in ((), ones)
+    ]
+    if not repeated or all(a in known.invariant for a in variables(equation.invars)):
+        return None
+
+    def spread(env: Env) -> Any:
+        dims = lambda a: tuple(range(len(out) - len(_shape(a)), len(out)))
+        wide = {a: lax.broadcast_in_dim(env[a], out, dims(a)) for a in repeated}
+        return apply(equation, env | wide)
+
+    return spread
 
 
 def _rows(equation: Equation, side: int, axis: int, is_complex: bool) -> Override:

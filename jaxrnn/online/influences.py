@@ -49,8 +49,8 @@ class rtrl(Remembering):
     Windows of K > 1 steps are done at once where the rows are dense (Schmidhuber 1992): N backward passes through the
     window give ds_K / ds_0 and ds_K / dz, and M is multiplied once. `block` says so (True), or step by step (False).
     Memory: N numbers per weight and example, or as many as there are rows; and for a block what BPTT keeps of K steps.
-    Cost per step, in forward steps: N^2 step by step; 3 N + N^2 / K in blocks; about 6 for one row. Exact, biased only
-    by changing parameters. Where that is too much: `snap`, `layerwise`, `kf_rtrl`, `tbptt`.
+    Cost per step, in forward steps: N^2 step by step; 3 to 4 N in blocks of K = N; about 7 for one row. Exact,
+    biased only by changing parameters. Where that is too much: `snap`, `layerwise`, `kf_rtrl`, `tbptt`.
     Williams and Zipser 1989, "A learning algorithm for continually running fully recurrent neural networks".
     """
 
@@ -73,7 +73,7 @@ class snap(Remembering):
 
     `snap(1)` keeps of a GRU one row per weight, of an LSTM two (h and c). Not the loss of h_t is differentiated but
     that of the step from h_tm1, by which one more product is exact than in the paper.
-    Memory: the rows kept, times the weights. Cost per step: about 6 forward steps for one row, 10 for two, whatever the
+    Memory: the rows kept, times the weights. Cost per step: about 8 forward steps for one row, 13 for two, whatever the
     size; for `order` > 1 of a dense cell soon as much as `rtrl`. Biased: what came by longer ways is left out. In a
     stack a lower layer's weights reach all rows of the upper ones within a step: `layerwise` drops these.
     Raises: ValueError for an order that is no whole number of at least 1.
@@ -113,7 +113,7 @@ class eprop(layerwise):
 
     What a unit remembers within itself (an LSTM's c, a membrane's voltage, leaky units as in RFLO) keeps its credit;
     what goes around by the recurrent weights has none. The derivative of spikes is the cell's own `jax.custom_jvp`.
-    Memory: one row per weight for most cells. Cost per step: about 6 forward steps, whatever the size. Biased; it
+    Memory: one row per weight for most cells. Cost per step: about 7 forward steps, whatever the size. Biased; it
     equals BPTT of the cut net, which a test holds it to.
     Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons"; Murray 2019,
     "Local online learning in recurrent networks with random feedback" (RFLO).

@@ -36,8 +36,8 @@ class kf_rtrl(Method):
     Weights that meet nothing but a one (peepholes, single biases) are exact. The mean over all signs is the exact
     gradient, as long as the parameters stay; the variance is far smaller than that of `uoro`. It needs a key:
     `init(..., key=key)`.
-    Memory: N numbers for each unit of a tap and example, for an LSTM about 8 times the weights of one layer. Cost per
-    step: about N forward steps, of which most is A H. `signs(key, shape, dtype)` draws c1 and c2.
+    Memory: N numbers for each unit of a tap and example: for a GRU about twice its weights, for an LSTM four times.
+    Cost per step: 2 to 4 N forward steps, most of it A H. `signs(key, shape, dtype)` draws c1 and c2.
     Mujika et al. 2018, "Approximating real-time recurrent learning with random Kronecker factors" (arXiv 1805.10842).
     """
 

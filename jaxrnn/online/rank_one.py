@@ -41,7 +41,7 @@ class uoro(Method):
     One derivative forward and one back of any step, one estimate for each example. Its mean over all signs is the
     exact gradient, as long as the parameters stay; its variance is large and grows with the state and with what is
     remembered: at a trained net of 32 units one estimate points almost anywhere. It needs a key: `init(..., key=key)`.
-    Memory: the weights once per example, and the state. Cost per step: about 8 forward steps, whatever the size.
+    Memory: the weights once per example, and the state. Cost per step: about 11 forward steps, whatever the size.
     `signs(key, shape, dtype)` draws nu; any independent numbers of mean 0 and variance 1 leave it unbiased.
     Tallec and Ollivier 2017, "Unbiased online recurrent optimization" (arXiv 1702.05043).
     """

@@ -5,6 +5,8 @@ M_t = A_t M_tm1 + B_t a_t          [*B, K, G, I] for each tap: rows of the state
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +65,8 @@ def _row_by_row(core: Core, A: jax.Array, M: jax.Array) -> jax.Array:
     rows = M.shape[len(core.batch)]
     if not rows:
         return M
-    each = [sum(A[..., k, j, :, None] * M[..., j, :, :] for j in range(rows)) for k in range(rows)]
+    part = lambda k, j: A[..., k, j, :, None] * M[..., j, :, :]
+    each = [functools.reduce(operator.add, (part(k, j) for j in range(rows))) for k in range(rows)]
     return jnp.stack(each, len(core.batch))
 
 

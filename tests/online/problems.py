@@ -63,6 +63,23 @@ def by_windows(net, method, params, xs, cuts=(), state=None, key=None):
     return run(params, xs)
 
 
+def every(net, method, params, xs, steps, key=None):
+    """The sum of the gradients of windows of so many steps, in one loop, and the last carry."""
+    learner = online.online(net, method)
+    windows = jax.tree.map(lambda a: a.reshape(-1, steps, *a.shape[1:]), xs)
+
+    def body(both, window):
+        carry, total = both
+        carry, _, grads = learner.update(params, carry, window)
+        return (carry, jax.tree.map(jnp.add, total, grads)), None
+
+    carry = learner.init(params, first(xs), key=key)
+    (carry, total), _ = jax.jit(lambda both: lax.scan(body, both, windows))(
+        (carry, jax.tree.map(jnp.zeros_like, params))
+    )
+    return total, carry
+
+
 def error(found, expected):
     """The distance of two gradients, relative to the second."""
     parts = lambda leaf: [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
