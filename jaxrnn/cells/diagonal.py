@@ -1,0 +1,216 @@
+"""Linear recurrences with a fixed complex eigenvalue per unit: `lru`, `s5`.
+
+Shapes, for both: x and output [*B, H], state [*B, N] complex, any number of batch dimensions. H features go in
+and come out, mixed by N oscillators that fade; what stands around such a layer (normalisation, a gate, a
+residual connection) is for `stack` and `residual` to add.
+
+Parameters are real and of the given dtype, complex matrices as their real and imaginary parts side by side. The
+state is complex64, also for 16-bit dtypes (complex128 for float64): eigenvalues near 1 need the digits. The
+output has the dtype of the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrnn import checks, trees
+from jaxrnn.cells.base import RecurrentCell, blocks, per_feature, same_width, uniform, widened
+from jaxrnn.types import Cell, Key, Params, State, Tree
+
+
+def lru(
+    size: int,
+    *,
+    states: int | None = None,
+    ring: tuple[float, float] = (0.0, 1.0),
+    max_phase: float = 2 * math.pi,
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """The linear recurrent unit.
+
+        a = exp(-exp(nu) + i exp(theta))
+        h_t = a * h_tm1 + exp(gamma) * (B x_t)        complex, |a| < 1 whatever nu is
+        y_t = Re(C h_t) + d * x_t
+
+    Parameters nu, theta, gamma [N]; U [H, 2N], B's real parts, then its imaginary ones (normal, variance 1 / 2H
+    each); C [2N, H] likewise (normal, variance 1 / N each); d [H] (normal); and initial_state [2, N] (parts) if
+    it is learned. N is `states`, or H. a starts uniform in area on the ring between the two radii, its phase
+    uniform in 0..`max_phase`; exp(gamma) starts at sqrt(1 - |a|^2), which keeps the state's size that of the input.
+    For long sequences choose a ring near 1 such as (0.9, 0.999), and a small `max_phase` such as pi / 10.
+    Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; 2N numbers kept per step.
+    Raises: ValueError or TypeError at construction for a bad size, states, ring, max_phase or dtype, and at init
+    for an x with other than H features.
+    Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences".
+    """
+    size = checks.positive_int("lru", "size", size)
+    states = size if states is None else checks.positive_int("lru", "states", states)
+    low, high = _interval("lru", "ring", ring)
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"lru: ring must be two radii with 0 <= inner < outer <= 1, e.g. (0.9, 0.999), got {ring!r}")
+    if not 0 < checks.number(max_phase) <= 2 * math.pi:
+        raise ValueError(f"lru: max_phase must be an angle above 0, up to 2 pi, got {max_phase!r}")
+    dtype = checks.float_dtype("lru", dtype)
+    return LRU(size, dtype, learn_initial_state, states, (low, high), float(max_phase)).cell
+
+
+def _interval(where: str, name: str, value: Any) -> tuple[float, float]:
+    """Two numbers; NaN, which no range admits, for anything else."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{where}: {name} must be a pair of numbers, got {value!r}")
+    return checks.number(value[0]), checks.number(value[1])
+
+
+@dataclass(frozen=True)
+class Diagonal(RecurrentCell):
+    """h_t = a * h_tm1 + scale * (B x_t), y_t = outputs * Re(C h_t) + d * x_t; a and scale from the parameters."""
+
+    states: int
+    outputs: ClassVar[float]
+
+    @property
+    def columns(self) -> int:
+        return 2 * self.states
+
+    @abstractmethod
+    def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
+        """a and scale, [N]; scale may be real."""
+
+    def zeros(self, dtype: Any) -> jax.Array:
+        return jnp.zeros((2, self.states), dtype)
+
+    def as_state(self, start: Tree) -> State:
+        return _complex(start[0], start[1])
+
+    def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
+        dtype = params["U"].dtype
+        x = x.astype(dtype)
+        a, scale = self.coefficients(params)
+        u = _complex(*blocks(jnp.dot(x, params["U"], preferred_element_type=trees.wide(dtype)), 2))
+        h = per_feature(a, h_tm1) * h_tm1 + per_feature(scale, u).astype(u.dtype) * u
+        # Re(C h) = Re(C) Re(h) - Im(C) Im(h), as one real product.
+        parts = jnp.concatenate([h.real, -h.imag], axis=-1).astype(dtype)
+        return h, self.outputs * jnp.dot(parts, params["C"]) + per_feature(params["d"], x) * x
+
+
+def _complex(real: jax.Array, imaginary: jax.Array) -> jax.Array:
+    return lax.complex(widened(real), widened(imaginary))
+
+
+def _normal(key: Key, shape: tuple[int, ...], variance: float, dtype: Any) -> jax.Array:
+    return (math.sqrt(variance) * jax.random.normal(key, shape, trees.wide(dtype))).astype(dtype)
+
+
+@dataclass(frozen=True)
+class LRU(Diagonal):
+    ring: tuple[float, float]
+    max_phase: float
+    name: ClassVar[str] = "lru"
+    outputs: ClassVar[float] = 1.0
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
+        same_width(self.name, x, self.size)
+        k_radius, k_phase, k_input, k_output, k_skip = jax.random.split(key, 5)
+        (low, high), size, states = self.ring, self.size, self.states
+        wide = trees.wide(self.dtype)
+        tiny = 1e-6  # neither a radius of 0 or 1 nor a phase of 0 has a logarithm
+        squared = uniform(k_radius, (states,), wide, max(low**2, tiny), min(high**2, 1 - tiny))
+        nu = jnp.log(-0.5 * jnp.log(squared))
+        phase = uniform(k_phase, (states,), wide, tiny * self.max_phase, self.max_phase)
+        small = {"nu": nu, "theta": jnp.log(phase), "gamma": 0.5 * jnp.log1p(-squared)}
+        return {name: value.astype(self.dtype) for name, value in small.items()} | {
+            "U": _normal(k_input, (size, 2 * states), 1 / (2 * size), self.dtype),
+            "C": _normal(k_output, (2 * states, size), 1 / states, self.dtype),
+            "d": _normal(k_skip, (size,), 1.0, self.dtype),
+        }
+
+    def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
+        nu, theta, gamma = (widened(params[name]) for name in ("nu", "theta", "gamma"))
+        return jnp.exp(lax.complex(-jnp.exp(nu), jnp.exp(theta))), jnp.exp(gamma)
+
+
+def s5(
+    size: int,
+    *,
+    states: int | None = None,
+    steps: tuple[float, float] = (0.001, 0.1),
+    dtype: Any = jnp.float32,
+    learn_initial_state: bool = False,
+) -> Cell:
+    """The diagonal state space of S5: a continuous system, discretised by a step that is learned.
+
+        a = exp(lambda * delta),    delta = exp(log_step)
+        h_t = a * h_tm1 + (a - 1) / lambda * (B x_t)        zero-order hold, complex
+        y_t = 2 Re(C h_t) + d * x_t
+
+    lambda starts at those N of the 2N eigenvalues of the normal part of HiPPO-LegS, all of real part -1/2, that
+    have a positive imaginary part: of a conjugate pair one is kept, hence the 2. In use its real part is held
+    below -1e-4, so that no state grows.
+    Parameters lambda [2, N] (real, imaginary parts); log_step [N], log-uniform in `steps`; U [H, 2N] and
+    C [2N, H], real parts, then imaginary ones (LeCun, in the basis of the eigenvectors); d [H] (normal); and
+    initial_state [2, N] (parts) if it is learned. N is `states`, or H.
+    Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; 2N numbers kept per step.
+    Raises: ValueError or TypeError at construction for a bad size, states, steps or dtype, and at init for an x
+    with other than H features.
+    Smith et al. 2023, "Simplified state space layers for sequence modeling".
+    """
+    size = checks.positive_int("s5", "size", size)
+    states = size if states is None else checks.positive_int("s5", "states", states)
+    low, high = _interval("s5", "steps", steps)
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"s5: steps must be two step sizes with 0 < least <= largest, got {steps!r}")
+    return S5(size, checks.float_dtype("s5", dtype), learn_initial_state, states, (low, high)).cell
+
+
+@dataclass(frozen=True)
+class S5(Diagonal):
+    steps: tuple[float, float]
+    name: ClassVar[str] = "s5"
+    outputs: ClassVar[float] = 2.0
+
+    def weights(self, key: Key, x: Any) -> dict[str, Any]:
+        same_width(self.name, x, self.size)
+        k_step, k_input, k_output, k_skip = jax.random.split(key, 4)
+        size, states, wide = self.size, self.states, trees.wide(self.dtype)
+        values, vectors = hippo_eigenvalues(states)
+        # B and C are drawn for the system before it was made diagonal: V^-1 B and C V are complex.
+        B = _normal(k_input, (2 * states, size), 1 / size, wide)
+        C = _normal(k_output, (2, size, 2 * states), 1 / (2 * states), wide)
+        V = [jnp.asarray(part, wide) for part in (vectors.real, vectors.imag)]
+        C_re, C_im = C[0] @ V[0] - C[1] @ V[1], C[0] @ V[1] + C[1] @ V[0]
+        low, high = map(math.log, self.steps)
+        drawn = {
+            "lambda": jnp.asarray(np.stack([values.real, values.imag]), wide),
+            "log_step": uniform(k_step, (states,), wide, low, high),
+            "U": jnp.concatenate([(V[0].T @ B).T, -(V[1].T @ B).T], axis=-1),
+            "C": jnp.concatenate([C_re, C_im], axis=-1).T,
+            "d": _normal(k_skip, (size,), 1.0, wide),
+        }
+        return {name: value.astype(self.dtype) for name, value in drawn.items()}
+
+    def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
+        real, imaginary = widened(params["lambda"])
+        rate = lax.complex(jnp.minimum(real, -1e-4), imaginary)
+        a = jnp.exp(rate * jnp.exp(widened(params["log_step"])).astype(rate.dtype))
+        return a, (a - 1) / rate
+
+
+def hippo_eigenvalues(states: int) -> tuple[np.ndarray, np.ndarray]:
+    """[N] eigenvalues of positive imaginary part, and [2N, N] unit eigenvectors, of the normal part of HiPPO-LegS.
+
+    S_nk = -+sqrt((n + 1/2) (k + 1/2)) for n > k, n < k,    -1/2 on the diagonal
+    """
+    root = np.sqrt(np.arange(2 * states) + 0.5)
+    skew = np.triu(np.outer(root, root), 1)
+    # i (S + 1/2) is Hermitian; its eigenvalues are those of S + 1/2, turned by 90 degrees.
+    turned, vectors = np.linalg.eigh(1j * (skew - skew.T))
+    positive = np.argsort(turned)[:states]  # those that turn back to a positive imaginary part
+    return -0.5 - 1j * turned[positive], vectors[:, positive]
