@@ -134,7 +134,8 @@ class LRU(Diagonal):
 
     def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
         nu, theta, gamma = (widened(params[name]) for name in ("nu", "theta", "gamma"))
-        return jnp.exp(lax.complex(-jnp.exp(nu), jnp.exp(theta))), jnp.exp(gamma)
+        radius, phase = jnp.exp(-jnp.exp(nu)), jnp.exp(theta)
+        return lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase)), jnp.exp(gamma)
 
 
 def s5(
@@ -197,10 +198,16 @@ class S5(Diagonal):
         return {name: value.astype(self.dtype) for name, value in drawn.items()}
 
     def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
+        # In real numbers: (a - 1) / lambda with all its digits where the step is small; and `jax.checkpoint` refuses
+        # a complex number that is computed once and read twice (JAX 0.10, 0.12).
         real, imaginary = widened(params["lambda"])
-        rate = lax.complex(jnp.minimum(real, -1e-4), imaginary)
-        a = jnp.exp(rate * jnp.exp(widened(params["log_step"])).astype(rate.dtype))
-        return a, (a - 1) / rate
+        real, delta = jnp.minimum(real, -1e-4), jnp.exp(widened(params["log_step"]))
+        fade, turn = real * delta, imaginary * delta
+        a_imaginary = jnp.exp(fade) * jnp.sin(turn)
+        less_one = jnp.expm1(fade) * jnp.cos(turn) - 2 * jnp.sin(turn / 2) ** 2  # the real part of a - 1
+        squared = real * real + imaginary * imaginary
+        scale = (less_one * real + a_imaginary * imaginary, a_imaginary * real - less_one * imaginary)
+        return lax.complex(1 + less_one, a_imaginary), lax.complex(*(part / squared for part in scale))
 
 
 def hippo_eigenvalues(states: int) -> tuple[np.ndarray, np.ndarray]:
