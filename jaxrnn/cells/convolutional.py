@@ -114,6 +114,11 @@ def conv_lstm(
     Raises: ValueError or TypeError at construction for a bad size, space, window, peephole or dtype, and at init
     and in a step for an x of another space.
     Shi et al. 2015, "Convolutional LSTM network: a machine learning approach for precipitation nowcasting".
+
+    >>> cell, x = conv_lstm(4, (8, 6)), jnp.ones((2, 8, 6, 1))  # 4 units at each place; 2 grey pictures of 8 x 6
+    >>> params = cell.init(jax.random.key(0), x)
+    >>> cell.step(params, cell.initial_state(params, (2,)), x)[1].shape
+    (2, 8, 6, 4)
     """
     size, space = checks.positive_int("conv_lstm", "size", size), _frame("conv_lstm", space)
     window = _window("conv_lstm", window, space)
@@ -175,7 +180,7 @@ def conv_gru(
 
     Parameters U [*window, D, 3H] (LeCun) and b [3H] (zero), order r, z, n; W [*window, H, 2H] and
     W_n [*window, H, H] (orthonormal per gate); and initial_state if it is learned.
-    Cost: 6 H (D + H) FLOPs per place, place of the window, step and example; about 7H numbers per place kept per
+    Cost: 6 H (D + H) FLOPs per place, place of the window, step and example; about 9H numbers per place kept per
     step by `lax.scan`.
     Raises: ValueError or TypeError at construction for a bad size, space, window or dtype, and at init and in a
     step for an x of another space.

@@ -46,7 +46,8 @@ def lru(
     it is learned. N is `states`, or H. a starts uniform in area on the ring between the two radii, its phase
     uniform in 0..`max_phase`; exp(gamma) starts at sqrt(1 - |a|^2), which keeps the state's size that of the input.
     For long sequences choose a ring near 1 such as (0.9, 0.999), and a small `max_phase` such as pi / 10.
-    Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; 2N numbers kept per step.
+    Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; about 6N numbers kept per
+    step.
     Raises: ValueError or TypeError at construction for a bad size, states, ring, max_phase or dtype, and at init
     for an x with other than H features.
     Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences".
@@ -158,7 +159,8 @@ def s5(
     Parameters lambda [2, N] (real, imaginary parts); log_step [N], log-uniform in `steps`; U [H, 2N] and
     C [2N, H], real parts, then imaginary ones (LeCun, in the basis of the eigenvectors); d [H] (normal); and
     initial_state [2, N] (parts) if it is learned. N is `states`, or H.
-    Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; 2N numbers kept per step.
+    Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; about 6N numbers kept per
+    step.
     Raises: ValueError or TypeError at construction for a bad size, states, steps or dtype, and at init for an x
     with other than H features.
     Smith et al. 2023, "Simplified state space layers for sequence modeling".

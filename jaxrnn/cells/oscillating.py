@@ -52,7 +52,7 @@ def co_rnn(
     (784 steps); what fits another task is to be searched for.
     Parameters U [D, H], W and V [H, H], b [H], uniform in +-1 / sqrt(D + 2H), as in the authors' code; and
     initial_state if it is learned.
-    Cost: 2 H (D + 2H) FLOPs per step and example; about 3H numbers kept per step.
+    Cost: 2 H (D + 2H) FLOPs per step and example; about 4H numbers kept per step by `lax.scan`.
     Raises: ValueError or TypeError at construction for a bad size, step, stiffness, damping or dtype.
     Rusch and Mishra 2021, "Coupled oscillatory recurrent neural network (coRNN)".
     """

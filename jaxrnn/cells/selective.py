@@ -50,7 +50,8 @@ def rg_lru(size: int, *, dtype: Any = jnp.float32, learn_initial_state: bool = F
     Parameters U [H, 2H] (LeCun), order r, i, b [2H] (zero), l [H], drawn so that a is uniform in 0.9..0.999
     where r = 1; and initial_state [H] if it is learned. Griffin's U is block-diagonal where a model is spread
     over devices; this one is dense.
-    Cost: 4 H^2 FLOPs per step and example, all of it outside the recurrence; about 3H numbers kept per step.
+    Cost: 4 H^2 FLOPs per step and example, all of it outside the recurrence; about 10H numbers kept per step by
+    `lax.scan`, 5H by `jaxrnn.scan`.
     Raises: ValueError or TypeError at construction for a bad size or dtype, and at init for an x with other than
     H features.
     De et al. 2024, "Griffin: mixing gated linear recurrences with local attention".
@@ -107,8 +108,9 @@ def selective_ssm(
     Parameters U [H, R + 2N] (LeCun), order r, k, q; V [R, H] (uniform in +-1 / sqrt(R)); b [H], such that
     softplus(b) is log-uniform in `steps`; a [H, N] = log(1..N); d [H] = 1; and initial_state [H, N] if it is
     learned. R is `rank`, or H / 16 rounded up.
-    Cost: 2 H (2R + 2N) FLOPs in products and about 8 H N others per step and example, of which 2 H N in the
-    recurrence; 2 H N numbers kept per step, so over long sequences keep less, by `checkpointed`, say.
+    Cost: 4 H (R + N) FLOPs in products and about 10 H N others per step and example, of which 2 H N in the
+    recurrence; about 3 H N numbers kept per step by `lax.scan`, 2 H N by `jaxrnn.scan`: over long sequences keep
+    less, by `checkpointed`, say.
     Raises: ValueError or TypeError at construction for a bad size, states, rank, steps or dtype, and at init for
     an x with other than H features.
     Gu and Dao 2023, "Mamba: linear-time sequence modeling with selective state spaces".

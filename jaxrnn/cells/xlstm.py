@@ -77,7 +77,8 @@ def slstm(
     Parameters U [D, 4H] (LeCun); W [heads, H / heads, 4 H / heads] (orthogonal per gate), so that units mix within
     their head; b [4H], for the forget gate evenly spaced from 3 to 6 over a head's units, else 0. With
     `learn_initial_state` also h and c [H], and the memory starts with weight n = 1, m = 0.
-    Cost: 8 H (D + H / heads) FLOPs per step and example; about 14H numbers kept per step by `lax.scan`.
+    Cost: 8 H (D + H / heads) FLOPs per step and example; about 17H numbers kept per step by `lax.scan`,
+    10H by `jaxrnn.scan`.
     Raises: ValueError or TypeError at construction for a bad size, heads, forget or dtype.
     Beck et al. 2024, "xLSTM: extended long short-term memory".
     """
@@ -155,8 +156,8 @@ def mlstm(
     Parameters U [D, 4H + 2 heads] (LeCun; zero for i and f, as in the authors' code) and b [4H + 2 heads]: for i
     normal with deviation 0.1, for f evenly spaced from 3 to 6 over the heads, else 0. With `learn_initial_state`
     also C [heads, N, N] and n [heads, N].
-    Cost: 8 H D FLOPs per step and example outside the recurrence, about 7 H N in it and after it; H N numbers kept
-    per step, so over long sequences keep less, by `checkpointed`, say.
+    Cost: 8 H D FLOPs per step and example outside the recurrence, about 6 H N in it and after it; about 2 H N
+    numbers kept per step by `lax.scan`, H N by `jaxrnn.scan`: over long sequences keep less, by `checkpointed`, say.
     Raises: ValueError or TypeError at construction for a bad size, heads, forget or dtype.
     Beck et al. 2024, "xLSTM: extended long short-term memory".
     """
