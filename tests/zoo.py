@@ -126,7 +126,7 @@ CELLS = {
     "clockwork": lambda t: rnn.cells.clockwork(H, periods=(1, 2), dtype=t, learn_initial_state=True),
 }
 
-# Of these some of the state is float32, or complex64, also where the cell computes in 16 bits.
+# Of these some of the state is float32 also where the cell computes in 16 bits.
 WIDE = {"lru", "s5", "rg_lru", "selective_ssm", "slstm", "mlstm"}
 
 SCANS = {

@@ -1,7 +1,7 @@
 """Cells: gated and not, linear in their state, oscillating; and other people's layers and functions as cells."""
 
 from jaxrnn.cells.convolutional import conv_gru, conv_lstm
-from jaxrnn.cells.diagonal import lru, s5
+from jaxrnn.cells.diagonal import ComplexState, lru, s5
 from jaxrnn.cells.elementwise import elementwise_gru, elementwise_lstm
 from jaxrnn.cells.gated import LSTMState, gru, lstm, mgu
 from jaxrnn.cells.layers import layer, lift, recurrent
@@ -15,6 +15,7 @@ from jaxrnn.cells.xlstm import MLSTMState, SLSTMState, mlstm, slstm
 __all__ = [
     "ClockworkState",
     "CoRNNState",
+    "ComplexState",
     "LSTMState",
     "MLSTMState",
     "SLSTMState",

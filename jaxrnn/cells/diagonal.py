@@ -1,12 +1,12 @@
 """Linear recurrences with a fixed complex eigenvalue per unit: `lru`, `s5`.
 
-Shapes, for both: x and output [*B, H], state [*B, N] complex, any number of batch dimensions. H features go in
-and come out, mixed by N oscillators that fade; what stands around such a layer (normalisation, a gate, a
-residual connection) is for `stack` and `residual` to add.
+Shapes, for both: x and output [*B, H], any number of batch dimensions; the state is a ComplexState, two leaves
+[*B, N]. H features go in and come out, mixed by N oscillators that fade; what stands around such a layer
+(normalisation, a gate, a residual connection) is for `stack` and `residual` to add.
 
-Parameters are real and of the given dtype, complex matrices as their real and imaginary parts side by side. The
-state is complex64, also for 16-bit dtypes (complex128 for float64): eigenvalues near 1 need the digits. The
-output has the dtype of the parameters.
+Complex numbers are pairs of real ones throughout, since `jax.checkpoint` with a policy refuses others (JAX 0.10 and
+0.12), and with it resets would. Parameters and output have the given dtype. The state is float32 also for 16-bit
+dtypes (float64 for float64): eigenvalues near 1 need the digits.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxrnn import checks, trees
 from jaxrnn.cells.base import RecurrentCell, blocks, per_feature, same_width, uniform, widened
 from jaxrnn.types import Cell, Key, Params, State, Tree
+
+Pair = tuple[jax.Array, jax.Array | None]  # real and imaginary part; None for a real number
+
+
+class ComplexState(NamedTuple):
+    re: Any  # [*B, N]
+    im: Any  # [*B, N]
 
 
 def lru(
@@ -42,8 +48,8 @@ def lru(
         y_t = Re(C h_t) + d * x_t
 
     Parameters nu, theta, gamma [N]; U [H, 2N], B's real parts, then its imaginary ones (normal, variance 1 / 2H
-    each); C [2N, H] likewise (normal, variance 1 / N each); d [H] (normal); and initial_state [2, N] (parts) if
-    it is learned. N is `states`, or H. a starts uniform in area on the ring between the two radii, its phase
+    each); C [2N, H] likewise (normal, variance 1 / N each); d [H] (normal); and initial_state if it is
+    learned. N is `states`, or H. a starts uniform in area on the ring between the two radii, its phase
     uniform in 0..`max_phase`; exp(gamma) starts at sqrt(1 - |a|^2), which keeps the state's size that of the input.
     For long sequences choose a ring near 1 such as (0.9, 0.999), and a small `max_phase` such as pi / 10.
     Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; about 6N numbers kept per
@@ -81,29 +87,36 @@ class Diagonal(RecurrentCell):
     def columns(self) -> int:
         return 2 * self.states
 
-    @abstractmethod
-    def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
-        """a and scale, [N]; scale may be real."""
+    @property
+    def sizes(self) -> ComplexState:
+        return ComplexState(re=self.states, im=self.states)
 
-    def zeros(self, dtype: Any) -> jax.Array:
-        return jnp.zeros((2, self.states), dtype)
+    @abstractmethod
+    def coefficients(self, params: Params) -> tuple[Pair, Pair]:
+        """a and scale, [N]."""
 
     def as_state(self, start: Tree) -> State:
-        return _complex(start[0], start[1])
+        return jax.tree.map(widened, start)
 
-    def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
+    def equations(self, params: Params, h_tm1: ComplexState, x: jax.Array) -> tuple[State, jax.Array]:
         dtype = params["U"].dtype
         x = x.astype(dtype)
         a, scale = self.coefficients(params)
-        u = _complex(*blocks(jnp.dot(x, params["U"], preferred_element_type=trees.wide(dtype)), 2))
-        h = per_feature(a, h_tm1) * h_tm1 + per_feature(scale, u).astype(u.dtype) * u
+        u_re, u_im = blocks(jnp.dot(x, params["U"], preferred_element_type=trees.wide(dtype)), 2)
+        kept, new = _product(a, *h_tm1), _product(scale, u_re, u_im)
+        h = ComplexState(kept[0] + new[0], kept[1] + new[1])
         # Re(C h) = Re(C) Re(h) - Im(C) Im(h), as one real product.
-        parts = jnp.concatenate([h.real, -h.imag], axis=-1).astype(dtype)
+        parts = jnp.concatenate([h.re, -h.im], axis=-1).astype(dtype)
         return h, self.outputs * jnp.dot(parts, params["C"]) + per_feature(params["d"], x) * x
 
 
-def _complex(real: jax.Array, imaginary: jax.Array) -> jax.Array:
-    return lax.complex(widened(real), widened(imaginary))
+def _product(factor: Pair, re: jax.Array, im: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(p + i q) (re + i im), p and q per feature."""
+    p = per_feature(factor[0], re)
+    if factor[1] is None:
+        return p * re, p * im
+    q = per_feature(factor[1], re)
+    return p * re - q * im, p * im + q * re
 
 
 def _normal(key: Key, shape: tuple[int, ...], variance: float, dtype: Any) -> jax.Array:
@@ -133,10 +146,10 @@ class LRU(Diagonal):
             "d": _normal(k_skip, (size,), 1.0, self.dtype),
         }
 
-    def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
+    def coefficients(self, params: Params) -> tuple[Pair, Pair]:
         nu, theta, gamma = (widened(params[name]) for name in ("nu", "theta", "gamma"))
         radius, phase = jnp.exp(-jnp.exp(nu)), jnp.exp(theta)
-        return lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase)), jnp.exp(gamma)
+        return (radius * jnp.cos(phase), radius * jnp.sin(phase)), (jnp.exp(gamma), None)
 
 
 def s5(
@@ -158,7 +171,7 @@ def s5(
     below -1e-4, so that no state grows.
     Parameters lambda [2, N] (real, imaginary parts); log_step [N], log-uniform in `steps`; U [H, 2N] and
     C [2N, H], real parts, then imaginary ones (LeCun, in the basis of the eigenvectors); d [H] (normal); and
-    initial_state [2, N] (parts) if it is learned. N is `states`, or H.
+    initial_state if it is learned. N is `states`, or H.
     Cost: 8 H N FLOPs per step and example in products, all of it outside the recurrence; about 6N numbers kept per
     step.
     Raises: ValueError or TypeError at construction for a bad size, states, steps or dtype, and at init for an x
@@ -199,17 +212,17 @@ class S5(Diagonal):
         }
         return {name: value.astype(self.dtype) for name, value in drawn.items()}
 
-    def coefficients(self, params: Params) -> tuple[jax.Array, jax.Array]:
-        # In real numbers: (a - 1) / lambda with all its digits where the step is small; and `jax.checkpoint` refuses
-        # a complex number that is computed once and read twice (JAX 0.10, 0.12).
+    def coefficients(self, params: Params) -> tuple[Pair, Pair]:
         real, imaginary = widened(params["lambda"])
         real, delta = jnp.minimum(real, -1e-4), jnp.exp(widened(params["log_step"]))
         fade, turn = real * delta, imaginary * delta
         a_imaginary = jnp.exp(fade) * jnp.sin(turn)
-        less_one = jnp.expm1(fade) * jnp.cos(turn) - 2 * jnp.sin(turn / 2) ** 2  # the real part of a - 1
+        less_one = (
+            jnp.expm1(fade) * jnp.cos(turn) - 2 * jnp.sin(turn / 2) ** 2
+        )  # the real part of a - 1, all its digits
         squared = real * real + imaginary * imaginary
         scale = (less_one * real + a_imaginary * imaginary, a_imaginary * real - less_one * imaginary)
-        return lax.complex(1 + less_one, a_imaginary), lax.complex(*(part / squared for part in scale))
+        return (1 + less_one, a_imaginary), (scale[0] / squared, scale[1] / squared)
 
 
 def hippo_eigenvalues(states: int) -> tuple[np.ndarray, np.ndarray]:
