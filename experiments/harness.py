@@ -10,12 +10,14 @@ import ast
 import contextlib
 import csv
 import io
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -25,7 +27,36 @@ from rich.table import Table
 
 import jaxrnn as rnn
 
-CellName = Literal["elman", "jordan", "ind_rnn", "lstm", "lstm_peephole", "gru", "gru_before", "mgu"]
+CellName = Literal[
+    "elman",
+    "jordan",
+    "ind_rnn",
+    "lstm",
+    "lstm_peephole",
+    "gru",
+    "gru_before",
+    "mgu",
+    "min_gru",
+    "min_lstm",
+    "sru",
+    "lru",
+    "s5",
+    "rg_lru",
+    "selective_ssm",
+    "slstm",
+    "mlstm",
+    "elementwise_gru",
+    "elementwise_lstm",
+    "layer_norm_lstm",
+    "co_rnn",
+    "clockwork",
+]
+
+
+def _mixing(cell: Callable[[int], rnn.Cell], *after: rnn.Cell) -> Callable[[int], rnn.Cell]:
+    """A cell whose input is as wide as its output, behind a linear layer that makes it so."""
+    return lambda size: rnn.stack(rnn.layer(nn.Dense(size)), cell(size), *after)
+
 
 CELLS: dict[str, Callable[[int], rnn.Cell]] = {
     "elman": rnn.elman,
@@ -36,6 +67,20 @@ CELLS: dict[str, Callable[[int], rnn.Cell]] = {
     "gru": rnn.gru,
     "gru_before": lambda size: rnn.gru(size, reset="before"),
     "mgu": rnn.mgu,
+    "min_gru": rnn.cells.min_gru,
+    "min_lstm": rnn.cells.min_lstm,
+    "sru": rnn.cells.sru,
+    "lru": _mixing(rnn.cells.lru, rnn.lift(jax.nn.gelu)),  # linear from end to end without it
+    "s5": _mixing(rnn.cells.s5, rnn.lift(jax.nn.gelu)),
+    "rg_lru": _mixing(rnn.cells.rg_lru),
+    "selective_ssm": _mixing(rnn.cells.selective_ssm),
+    "slstm": lambda size: rnn.cells.slstm(size, heads=math.gcd(size, 4)),
+    "mlstm": lambda size: rnn.cells.mlstm(size, heads=math.gcd(size, 4)),
+    "elementwise_gru": rnn.cells.elementwise_gru,
+    "elementwise_lstm": rnn.cells.elementwise_lstm,
+    "layer_norm_lstm": rnn.cells.layer_norm_lstm,
+    "co_rnn": rnn.cells.co_rnn,
+    "clockwork": rnn.cells.clockwork,
 }
 
 STRATEGIES: dict[str, Callable[..., rnn.Scan]] = {

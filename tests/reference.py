@@ -34,12 +34,18 @@ def _where(mask, a, b):
 def scalar(state, ys):
     """A number that depends on every floating output in a way that is neither linear nor symmetric."""
     total = jnp.zeros((), jnp.float32)
-    for n, leaf in enumerate(jax.tree.leaves((state, ys))):
+    for n, leaf in enumerate(_real(jax.tree.leaves((state, ys)))):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size:
             leaf = leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
             weights = jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype) + n).reshape(leaf.shape)
             total = total.astype(leaf.dtype) + jnp.sum(jnp.sin(leaf) * weights)
     return total
+
+
+def _real(leaves):
+    """The leaves, with both parts of those that are complex."""
+    for leaf in leaves:
+        yield from (leaf.real, leaf.imag) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else (leaf,)
 
 
 def assert_close(got, expected, tolerance, what=""):

@@ -41,6 +41,11 @@ def _itself(key, y):
     return y
 
 
+def pixels(x):
+    """D features as D places in a row, of one feature each."""
+    return x[..., None]
+
+
 def running_mean():
     """A cell with an integer in its state, written by hand from the contract."""
 
@@ -102,7 +107,27 @@ CELLS = {
     "scheduled_sampling": lambda t: scheduled_sampling(rnn.gru(D, dtype=t), 0.4, sample=_itself, like=jnp.zeros(D, t)),
     "running_mean": lambda t: running_mean(),
     "graph": fed_back,
+    "min_gru": lambda t: rnn.cells.min_gru(H, dtype=t),
+    "min_lstm": lambda t: rnn.cells.min_lstm(H, positive=True, dtype=t, learn_initial_state=True),
+    "sru": lambda t: rnn.cells.sru(H, highway_bias=-1.0, dtype=t),
+    "sru_peephole": lambda t: rnn.cells.sru(D, peephole=True, dtype=t),
+    "lru": lambda t: rnn.cells.lru(D, states=2, dtype=t, learn_initial_state=True),
+    "s5": lambda t: rnn.cells.s5(D, states=2, dtype=t),
+    "rg_lru": lambda t: rnn.cells.rg_lru(D, dtype=t),
+    "selective_ssm": lambda t: rnn.cells.selective_ssm(D, states=2, dtype=t),
+    "slstm": lambda t: rnn.cells.slstm(H, heads=2, dtype=t),
+    "mlstm": lambda t: rnn.cells.mlstm(H, heads=2, dtype=t, learn_initial_state=True),
+    "elementwise_gru": lambda t: rnn.cells.elementwise_gru(H, dtype=t),
+    "elementwise_lstm": lambda t: rnn.cells.elementwise_lstm(H, peephole=True, coupled=True, dtype=t),
+    "conv_lstm": lambda t: rnn.stack(rnn.lift(pixels), rnn.cells.conv_lstm(2, (D,), peephole=True, dtype=t)),
+    "conv_gru": lambda t: rnn.stack(rnn.lift(pixels), rnn.cells.conv_gru(2, (D,), window=2, dtype=t)),
+    "layer_norm_lstm": lambda t: rnn.cells.layer_norm_lstm(H, dtype=t),
+    "co_rnn": lambda t: rnn.cells.co_rnn(H, dtype=t),
+    "clockwork": lambda t: rnn.cells.clockwork(H, periods=(1, 2), dtype=t, learn_initial_state=True),
 }
+
+# Of these some of the state is float32 also where the cell computes in 16 bits.
+WIDE = {"lru", "s5", "rg_lru", "selective_ssm", "slstm", "mlstm"}
 
 SCANS = {
     "lax.scan": lax.scan,

@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import typing
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
@@ -38,6 +40,15 @@ def test_scans_are_named_by_their_expression():
     assert harness.scan_named(" checkpointed( 25 , levels = 2 ) ") == rnn.checkpointed(25, levels=2)
     nested = rnn.truncated(20, inner=rnn.checkpointed(inner=rnn.python_loop()))
     assert harness.scan_named("truncated(20, inner=checkpointed(inner=python_loop))") == nested
+
+
+@pytest.mark.parametrize("name", typing.get_args(harness.CellName))
+def test_every_cell_of_the_command_line_takes_inputs_of_any_width(name):
+    cell, x = harness.CELLS[name](8), jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    params = jax.eval_shape(cell.init, jax.random.key(0), x)
+    state, y = jax.eval_shape(lambda p, x: cell.step(p, cell.initial_state(p, (2,)), x), params, x)
+    assert y.shape == (2, 8) and y.dtype == jnp.float32
+    assert len(harness.CELLS) == len(typing.get_args(harness.CellName))
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "0,1,1,1", "1,2,3,4,5", "a,1,1,1", "1,1,1,-1", "", "1.5,1,1,1"])
