@@ -8,6 +8,7 @@ gathered from the weight where each column reaches one row of it (a gate's own u
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,14 +26,14 @@ from jaxrnn.engine.sites import Tap
 
 def flat_features(core: Core, leaves: Any, dtype: Any) -> jax.Array:
     """Leaves [*B, ...] side by side, [*B, features]."""
-    lead = core.batch
-    return jnp.concatenate([leaf.reshape(*lead, -1).astype(dtype) for leaf in leaves], len(lead))
+    lead, none = core.batch, jnp.zeros((*core.batch, 0), dtype)
+    return jnp.concatenate([none, *(leaf.reshape(*lead, -1).astype(dtype) for leaf in leaves)], len(lead))
 
 
 def state_leaves(core: Core, features: jax.Array) -> list[jax.Array]:
     """[*B, N] as the floating leaves of the state."""
     bounds = np.cumsum([core.features(v) for v in core.state])[:-1]
-    parts = jnp.split(features, bounds, axis=len(core.batch))
+    parts = jnp.split(features, bounds, axis=len(core.batch)) if core.state else []
     return [part.reshape(like.aval.shape).astype(like.aval.dtype) for part, like in zip(parts, core.state, strict=True)]
 
 
@@ -96,10 +97,10 @@ class Jacobian:
     def __init__(self, structure: Structure, env: Env, dtype: Any) -> None:
         self.structure, self.core, self.env, self.dtype = structure, structure.core, env, dtype
         self._lead = len(self.core.batch)
-        self._compressed = self._by_colour()
         self._moved: dict[Any, Any] = {}
 
-    def _by_colour(self) -> jax.Array:
+    @functools.cached_property
+    def _compressed(self) -> jax.Array:
         """The core's Jacobian, [*B, colours, R]."""
         core, env = self.core, self.env
         rows = [*core.state_out, *core.operands]
@@ -272,7 +273,11 @@ def pulled_back(structure: Structure, linear: Callable[..., jax.Array], rows: ja
         if not tap.is_shared:
             found.append(next(own).reshape(*core.batch, tap.size).astype(dtype))
             continue
-        each = next(one_by_one).reshape(*core.batch, -1)
-        parts = [each.real, -each.imag] if jnp.iscomplexobj(each) else [each]
-        found.append(jnp.concatenate(parts, len(core.batch)).astype(dtype))
+        found.append(units(next(one_by_one).reshape(*core.batch, -1), dtype))
     return found
+
+
+def units(cotangent: jax.Array, dtype: Any) -> jax.Array:
+    """A tap's cotangent by its units, [..., G]: of a complex weight by both parts (JAX gives dL/dx - i dL/dy)."""
+    parts = [cotangent.real, -cotangent.imag] if jnp.iscomplexobj(cotangent) else [cotangent]
+    return jnp.concatenate(parts, -1).astype(dtype)

@@ -19,7 +19,7 @@ from jax import lax
 from jaxrnn import checks, trees
 from jaxrnn.engine.evaluate import run
 from jaxrnn.engine.influence import Kept
-from jaxrnn.engine.jacobian import flat_features, where, with_taps
+from jaxrnn.engine.jacobian import flat_features, shared_taps, units, where, with_taps
 from jaxrnn.online import remembering
 from jaxrnn.online.learner import Found, Window
 from jaxrnn.online.step import Given, OnlineStep, from_real, mean, real_leaves
@@ -88,8 +88,9 @@ def _grown(
     def last(state_floats: list[Any], added: list[jax.Array]) -> tuple[jax.Array, Any]:
         def body(state: State, each: Any) -> tuple[State, Any]:
             given, more = each
-            ways = with_taps(core, dict(zip((tap.at for tap in core.taps), more, strict=True)))
-            env = run(step.found.core, once | step.inputs(state, given), ways)
+            added = dict(zip((tap.at for tap in core.taps), more, strict=True))
+            moved = {tap.at: once[tap.at] + added[tap.at] for tap in shared_taps(core)}
+            env = run(step.found.core, once | step.inputs(state, given) | moved, with_taps(core, added))
             return step.outcome(env)[0], [remembering.factors(core, tap, env, step.dtype) for tap in core.taps]
 
         before = from_real(trees.put(carried, state_floats, state_in), state)
@@ -107,7 +108,7 @@ def _grown(
 
     found = []
     for tap, held, M, e, a in zip(core.taps, kept, memory, by_tap, factors, strict=True):
-        e = e.reshape(core.units, steps, *step.batch, tap.size).astype(step.dtype)
+        e = units(e.reshape(core.units, steps, *step.batch, -1), step.dtype)
         here = jnp.einsum(f"nk{b}g,k{b}i->{b}ngi", e, a)
         if held.which is None:
             grown = jnp.einsum(f"{b}mn,{b}ngi->{b}mgi", whole, M) + here

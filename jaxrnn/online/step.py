@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,7 +92,8 @@ class OnlineStep:
             start = self.cell.initial_state(begun, self.batch)
             state = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), start, state)
         state_out, loss = self.cell.step(begun, state, given.x, key=given.key)
-        return jax.tree.map(trees.of_type, state_out, self.state), a_loss(loss, self.batch)
+        batch = self.batch if jax.tree.leaves(self.state) else None
+        return jax.tree.map(trees.of_type, state_out, self.state), a_loss(loss, batch)
 
     @functools.cached_property
     def dtype(self) -> Any:
@@ -143,14 +144,20 @@ class OnlineStep:
 
     @functools.cached_property
     def structure(self) -> Structure:
-        """What reaches what. Seen in two examples rather than in all of them, where that is the same program."""
+        """What reaches what. Seen in a few examples, of which there are as many as of nothing else in the step.
+
+        So no size of a weight is taken for that of the batch. Where it is not the same program then (one example may
+        need no repetition, say), it is seen in the batch itself.
+        """
         seen = self.core
-        if math.prod(self.batch) > 2:
-            two = tuple(min(n, 2) for n in self.batch)
-            flat, states, params = self._traced(two)
-            found = entered(flat, states, params, two)
-            small = core_of(self._cut(found, states, params, two) if self.is_cut else found, states, two)
-            seen = small if same_program(small, self.core) else seen
+        if self.batch:
+            sizes = {n for e in self.found.flat.equations for v in (*e.invars, *e.outvars) for n in v.aval.shape}
+            few = next(n for n in itertools.count(2) if n not in sizes)
+            small = (few,) * len(self.batch)
+            flat, states, params = self._traced(small)
+            found = entered(flat, states, params, small)
+            other = core_of(self._cut(found, states, params, small) if self.is_cut else found, states, small)
+            seen = other if same_program(other, self.core) else seen
         try:
             return structure(self.core, seen)
         except Mixes as error:
@@ -262,21 +269,17 @@ def _resized(batch: tuple[int, ...], wanted: tuple[int, ...], tree: Tree) -> Tre
     return tree if batch == wanted else jax.tree.map(resized, tree)
 
 
-def a_loss(loss: Any, batch: tuple[int, ...]) -> jax.Array:
-    """What a cell that ends in its loss returns. Raises: ValueError for anything else."""
+def a_loss(loss: Any, batch: tuple[int, ...] | None) -> jax.Array:
+    """What a cell that ends in its loss returns; without a state nothing says what the batch is.
+
+    Raises: ValueError for anything else.
+    """
     leaves = jax.tree.leaves(loss)
-    if (
-        len(leaves) != 1
-        or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating)
-        or jnp.shape(leaves[0])
-        not in (
-            batch,
-            (),
-        )
-    ):
+    is_number = len(leaves) == 1 and jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating)
+    if not (is_number and (batch is None or jnp.shape(leaves[0]) in (batch, ()))):
         raise ValueError(
-            f"online: the cell must end in its loss, one floating-point number per example, {list(batch)}; its output "
-            f"is {checks.describe_tree(loss)}; put with_loss(cell, loss) around it, with a loss that is not reduced"
+            f"online: the cell must end in its loss, one floating-point number per example, {list(batch or ())}; its "
+            f"output is {checks.describe_tree(loss)}; put with_loss(cell, loss) around it, with a loss for each example"
         )
     return leaves[0]
 

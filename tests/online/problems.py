@@ -13,8 +13,10 @@ F64 = {"dtype": jnp.float64}
 
 def squares(y, target):
     """One number per example of whatever a cell puts out: squares of its floating leaves, [*B, features]."""
-    leaves = [leaf for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return sum(jnp.sum(jnp.abs(leaf - target[..., :1].astype(leaf.dtype)) ** 2, -1) for leaf in leaves)
+    rows = [
+        leaf.reshape(*target.shape[:-1], -1) for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return sum(jnp.sum(jnp.abs(row - target[..., :1].astype(row.dtype)) ** 2, -1) for row in rows)
 
 
 def lossy(cell):

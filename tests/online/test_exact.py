@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxrnn as rnn
@@ -13,7 +13,7 @@ from tests.online.problems import F64, bptt, by_windows, data, error, first, los
 from tests.zoo import CELLS
 
 KEYED = ("dropout_step", "dropout_sequence", "zoneout", "scheduled_sampling", "graph")
-FEW = ("lstm_all", "gru_before", "flax_lstm", "running_mean", "graph", "resettable", "dropout_sequence")
+FEW = ("lstm_all", "flax_lstm", "running_mean", "graph", "dropout_sequence", "mlstm", "selective_ssm")
 
 
 def whole(name, cell, method, cuts=()):
@@ -38,19 +38,20 @@ def test_every_cell_in_blocks_and_by_the_whole_pattern(name, method, x64):
     assert whole(name, CELLS[name](jnp.float64), method, cuts=(3, 4)) < 1e-12
 
 
-@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4, 5), (3,), (1, 5)])
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4, 5), (1, 5)])
 def test_any_windows_add_up(cuts, x64):
     assert whole("gru", rnn.gru(4, learn_initial_state=True, **F64), rtrl(), cuts) < 1e-12
 
 
-@pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 2)])
+@pytest.mark.parametrize("batch", [(), pytest.param((1,), marks=pytest.mark.slow), (4,), (2, 2)])
 def test_any_batch(batch, x64):
     """Four features and four units too: a batch as large as a layer must not be mistaken for one."""
     cell = rnn.stack(rnn.lstm(4, peephole=True, learn_initial_state=True, **F64), rnn.gru(4, **F64))
     net, params, xs = problem(cell, T=4, batch=batch, features=4)
+    expected = bptt(net, params, xs)
     for method in (rtrl(block=False), rtrl(block=True)):
-        found, _ = by_windows(net, method, params, xs)
-        assert error(found, bptt(net, params, xs)) < 1e-12
+        found, _ = by_windows(net, method, params, xs, (2,))
+        assert error(found, expected) < 1e-12
 
 
 def test_resets_and_lengths(x64):
@@ -145,8 +146,8 @@ OPERATIONS = {
 }
 
 
-@given(st.lists(st.sampled_from(sorted(OPERATIONS)), min_size=1, max_size=4), st.integers(0, 2))
-@settings(max_examples=6)
+@pytest.mark.slow
+@given(st.lists(st.sampled_from(sorted(OPERATIONS)), min_size=1, max_size=4), st.integers(1, 2))
 def test_random_steps(names, cut):
     with jax.enable_x64(True):
         size = 3
@@ -165,5 +166,5 @@ def test_random_steps(names, cut):
         net, params, xs = problem(cell, T=4, batch=(2,))
         expected = bptt(net, params, xs)
         for method in (rtrl(block=False), rtrl(block=True), snap(99)):
-            found, _ = by_windows(net, method, params, xs, (cut,) if cut else ())
+            found, _ = by_windows(net, method, params, xs, (cut,))
             assert error(found, expected) < 1e-12

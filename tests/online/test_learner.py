@@ -1,5 +1,6 @@
 """What all methods share: windows, keys, `fit`, `learn`, transformations, dtypes, and errors that say what to do."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,7 +22,7 @@ from jaxrnn.online import (
     uoro,
     window_loss,
 )
-from tests.online.problems import bptt, by_windows, data, error, first, lossy, problem, squares
+from tests.online.problems import bptt, by_windows, data, error, every, first, lossy, problem, squares
 
 METHODS = {
     "rtrl": rtrl(),
@@ -132,6 +133,14 @@ def test_integer_parameters_have_gradients_of_zero():
     for method in (rtrl(), immediate()):
         grads, _ = by_windows(net, method, params, xs)
         assert grads[1].dtype == jnp.int32 and not grads[1].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_net_without_memory_learns_as_ever(name):
+    net, params, xs = problem(rnn.layer(nn.Dense(3)), dtype=jnp.float32)
+    found, _ = every(net, METHODS[name], params, xs, 2, key=KEY)
+    losses = lambda p: jnp.sum(jax.vmap(lambda x: net.step(p, (), x)[1])(xs)) / 2
+    assert error(found, jax.grad(losses)(params)) < 1e-5
 
 
 def test_what_a_sequence_draws_once_it_draws_once(x64):
