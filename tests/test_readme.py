@@ -55,6 +55,11 @@ np.testing.assert_allclose(alone.h, last[17], atol=1e-5)
 np.testing.assert_allclose(alone.c, ends.c[17], atol=1e-5)
 assert (jnp.diff(beams.scores) <= 0).all() and "(12, 256, 4)" in printed
 """,
+    "Learning while time runs": """
+import numpy as np
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grads, exact)
+assert losses.shape == (60,) and int(carry.steps) == 60 and "cosine" in printed
+""",
     "Training scripts": """
 import pathlib
 assert int(trained.step) == 200 and pathlib.Path("runs/sine/metrics.jsonl").exists()

@@ -107,7 +107,7 @@ def _grown(
     whole = jax.vmap(lambda each: flat_features(core, each, step.dtype), out_axes=lead)(by_state)  # [*B, N, N]
 
     found = []
-    for tap, held, M, e, a in zip(core.taps, kept, memory, by_tap, factors, strict=True):
+    for held, M, e, a in zip(kept, memory, by_tap, factors, strict=True):
         e = units(e.reshape(core.units, steps, *step.batch, -1), step.dtype)
         here = jnp.einsum(f"nk{b}g,k{b}i->{b}ngi", e, a)
         if held.which is None:
