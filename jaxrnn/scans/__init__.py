@@ -3,7 +3,9 @@
 from jaxrnn.scans.budget import Plans, within
 from jaxrnn.scans.checkpointing import checkpointed
 from jaxrnn.scans.fission import fissioned, scan
+from jaxrnn.scans.linear_recurrences import linear_scan
 from jaxrnn.scans.loops import python_loop
+from jaxrnn.scans.parallel_in_time import parallel
 from jaxrnn.scans.random_truncation import randomly_truncated
 from jaxrnn.scans.revolving import revolve
 from jaxrnn.scans.truncation import truncated
@@ -12,6 +14,8 @@ __all__ = [
     "Plans",
     "checkpointed",
     "fissioned",
+    "linear_scan",
+    "parallel",
     "python_loop",
     "randomly_truncated",
     "revolve",
