@@ -14,7 +14,7 @@ combinators.stacking combinators.noise combinators.masking combinators.feedback 
 engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
 engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
 engine.scheduled_loop engine.memory engine.forms engine.thin engine.closed_forms engine.reduce_then_scan engine.solved
-engine.parallel_program engine
+engine.newton_iteration engine.parallel_program engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
 scans.linear_recurrences scans.parallel_in_time
 scans.planner scans.budget scans

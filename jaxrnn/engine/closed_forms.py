@@ -72,7 +72,7 @@ def _filled(form: Form, arrays: Any) -> Form:
 
 def closed_form(loop: Loop) -> ClosedForm:
     """The form of a loop's step. Raises: Obstacle, which names the operation in the way."""
-    _check(loop)
+    check(loop)
     found: list[_Interpreter] = []
 
     def coefficients(*given: Any) -> list[Any]:
@@ -96,8 +96,8 @@ def closed_form(loop: Loop) -> ClosedForm:
     return ClosedForm(kind, tuple(this.layout), flat, this.cuts, kind == "affine" and not this.has_own_derivative)
 
 
-def _check(loop: Loop) -> None:
-    """What no form could help with."""
+def check(loop: Loop) -> None:
+    """Raises: Obstacle, for a loop that cannot be solved at once whatever its form is."""
     carry: list[Atom] = list(loop.carry)
     floats = [trees.is_float(v.aval) for v in carry]
     for v in carry:

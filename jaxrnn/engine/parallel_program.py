@@ -9,6 +9,7 @@ from jaxrnn.engine.closed_forms import ClosedForm, closed_form
 from jaxrnn.engine.deferral import How
 from jaxrnn.engine.forms import Obstacle
 from jaxrnn.engine.loop import Leaves, Loop
+from jaxrnn.engine.newton_iteration import check_elementwise, iterated, newton
 from jaxrnn.engine.partition import Parts
 from jaxrnn.engine.program import Program
 from jaxrnn.engine.solved import Run, by_form, emitted, solved_states
@@ -17,20 +18,34 @@ from jaxrnn.engine.solved import Run, by_form, emitted, solved_states
 class Way(NamedTuple):
     """How one component of the carry is run."""
 
-    form: ClosedForm | None  # None: in order
+    form: ClosedForm | None = None
+    iteration: newton | None = None  # where there is no form
     because: str = ""  # what stands in the way of a form
+    mixes: str = ""  # what stands in the way of an iteration that was asked for
+
+    @property
+    def is_parallel(self) -> bool:
+        return self.form is not None or self.iteration is not None
 
     def __str__(self) -> str:
         if self.form is not None:
             return f"{self.form.kind}, in parallel"
-        return f"in order ({self.because})"
+        return f"{'by iteration' if self.iteration else 'in order'} ({self.because})"
 
 
-def way_of(loop: Loop) -> Way:
+def way_of(loop: Loop, iteration: newton | None = None) -> Way:
+    """How a loop is run: by its form, by iteration where that is asked for and possible, or else in order."""
     try:
         return Way(closed_form(loop))
     except Obstacle as obstacle:
-        return Way(None, str(obstacle))
+        because = str(obstacle)
+    if iteration is None:
+        return Way(because=because)
+    try:
+        check_elementwise(loop)
+    except Obstacle as obstacle:
+        return Way(because=because, mixes=str(obstacle))
+    return Way(iteration=iteration, because=because)
 
 
 class ParallelProgram(Program):
@@ -43,9 +58,12 @@ class ParallelProgram(Program):
     def run_loop(self, n: int, how: How, first: Leaves, each: Leaves) -> tuple[Leaves, Leaves]:
         loop, way = self.parts.stages[n].loop, self.ways[n]
         once = [self.once[v] for v in loop.invariant]
-        if way.form is None:
-            return how(loop.at(once), first, each)
         run = Run(loop, how.steps, how.reverse)
-        solve, slopes = by_form(way.form, run)
-        states = solved_states(run, solve, slopes, way.form.cuts, once, first, each)
+        if way.form is not None:
+            (solve, slopes), cuts = by_form(way.form, run), way.form.cuts
+        elif way.iteration is not None:
+            solve, slopes, cuts = iterated(way.iteration, run, how), run.slopes, True
+        else:
+            return how(loop.at(once), first, each)
+        states = solved_states(run, solve, slopes, cuts, once, first, each)
         return [h[0 if how.reverse else -1] for h in states], emitted(run, states, once, first, each)

@@ -26,9 +26,14 @@ def is_elementwise(e: Equation) -> bool:
         arithmetic
         and len(e.outvars) == 1
         and not inner_jaxprs(e)
-        and all(a.aval.shape in ((), shape) for a in e.invars)
+        and all(_fits(a.aval.shape, shape) for a in e.invars)
         and e.primitive.name not in ("sharding_constraint", "reshard", "mesh_cast", "device_put")
     )
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an elementwise operation repeats an operand of this shape over its result, or takes it as it is."""
+    return shape == () or (len(shape) == len(whole) and all(n in (1, m) for n, m in zip(shape, whole, strict=True)))
 
 
 def together(known: dict[Atom, Any]) -> dict[Atom, Any]:

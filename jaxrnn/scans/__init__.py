@@ -1,5 +1,6 @@
 """Scans: ways to run a loop over time, each a drop-in for `jax.lax.scan`."""
 
+from jaxrnn.engine.newton_iteration import Certificate, newton
 from jaxrnn.scans.budget import Plans, within
 from jaxrnn.scans.checkpointing import checkpointed
 from jaxrnn.scans.fission import fissioned, scan
@@ -11,10 +12,12 @@ from jaxrnn.scans.revolving import revolve
 from jaxrnn.scans.truncation import truncated
 
 __all__ = [
+    "Certificate",
     "Plans",
     "checkpointed",
     "fissioned",
     "linear_scan",
+    "newton",
     "parallel",
     "python_loop",
     "randomly_truncated",

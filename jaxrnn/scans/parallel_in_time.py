@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +15,7 @@ from jaxrnn import checks, guards, trees
 from jaxrnn.engine.evaluate import run_at_once
 from jaxrnn.engine.ir import Flat, reached, slice_back
 from jaxrnn.engine.loop import Leaves
+from jaxrnn.engine.newton_iteration import newton
 from jaxrnn.engine.parallel_program import ParallelProgram, Way, way_of
 from jaxrnn.engine.partition import Parts
 from jaxrnn.engine.rewrites import has_guard, opened_remat, unguarded
@@ -37,6 +39,7 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
     The derivative is dh_t = J_t dh_tm1 + g_t, of the affine form whatever the recurrence is: in parallel too.
     A step without any such component runs as `inner` runs it.
 
+    `newton=newton()`: elementwise recurrences without such a form are solved by iteration, with a certificate.
     `segment=K`: segments one after the other, each solved at once and recomputed in the backward pass.
 
     Memory: the states of all steps and what the step reads, T c + T x, about as `lax.scan`; with segments S c and one
@@ -52,12 +55,15 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
     """
 
     segment: int | None = None
+    newton: newton | None = None
     inner: Scan = fissioned()
     name: ClassVar[str] = "parallel"
 
     def __post_init__(self) -> None:
         if self.segment is not None:
             checks.positive_int("parallel", "segment", self.segment)
+        if not isinstance(self.newton, (newton, type(None))):
+            raise TypeError(f"parallel: newton must be newton(...) or None, got {self.newton!r}")
         checks.a_scan("parallel", "inner", self.inner)
 
     def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
@@ -70,8 +76,9 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
         guarded = has_guard(flat)
         step = problem.traced._replace(flat=unguarded(flat) if guarded else flat)
         parts = step.parts(separate=True)
-        ways = [way_of(stage.loop) for stage in parts.stages] if parts else []
-        if parts is None or all(way.form is None for way in ways):
+        ways = [way_of(stage.loop, self.newton) for stage in parts.stages] if parts else []
+        _warn_of_what_mixes(ways)
+        if parts is None or not any(way.is_parallel for way in ways):
             return problem.whole(self.inner)
         at_once = lambda: self._at_once(problem, parts, ways)
         if not guarded:
@@ -96,6 +103,16 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
             return recomputed(carry, xs)
 
         return in_segments(run_segment, problem.init, problem.xs, steps, segment, problem.reverse)
+
+
+def _warn_of_what_mixes(ways: Sequence[Way]) -> None:
+    for way in ways:
+        if way.mixes:
+            warnings.warn(
+                f"parallel: a component cannot be iterated by newton(...): {way.mixes} mixes elements, so each "
+                "iteration would multiply matrices [H, H] for all steps, work that grows with H^3; it runs under inner",
+                stacklevel=2,
+            )
 
 
 def _either(

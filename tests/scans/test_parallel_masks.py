@@ -1,4 +1,4 @@
-"""`parallel` under lengths and resets: still in parallel, and what is NaN in padding or before a reset reaches nothing."""
+"""`parallel` under lengths and resets: still in parallel, and a NaN in padding or before a reset reaches nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def test_a_nan_in_padding_reaches_nothing_and_leaves_it_in_parallel():
 
 def test_a_choice_by_hand_cuts_a_nan_off(x64):
     """In a step without `resettable` the values after the choice are the loop's, finite."""
-    step = lambda h, x: ((jnp.where(x > 5, 0.0, h) * 0.9 + x,) * 2)
+    step = lambda h, x: (jnp.where(x > 5, 0.0, h) * 0.9 + x,) * 2
     xs = jnp.ones((30, 2)).at[3, 0].set(jnp.nan).at[11].set(6.0)
     (end, ys), (end0, ys0) = rnn.parallel()(step, jnp.zeros(2), xs), lax.scan(step, jnp.zeros(2), xs)
     assert jnp.isfinite(end).all() and (jnp.isnan(ys) == jnp.isnan(ys0)).all()
