@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import trees
+from jaxrnn import meshes, trees
 from jaxrnn.engine.loop import Leaves
 
 RADIX = 8
@@ -143,13 +143,18 @@ def _joint(x: Any, like: Any) -> tuple[int, ...]:
     return jnp.broadcast_shapes(x.shape, like.shape)
 
 
+def _sums_in(dtype: Any) -> Any:
+    """The dtype to add up in: whole numbers keep theirs, and wrap round as in a loop."""
+    return trees.wide(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
 def affine_states(A: Elements, b: list[Any], first: Leaves, steps: int, reverse: bool, cuts: bool) -> Leaves:
     """h_t = A_t h_tm1 + b_t for some leaves, A [leaves][leaves]; not to be differentiated through.
 
     Sums in 16 bits are made in 32.
     """
     dtypes = [h.dtype for h in first]
-    wide = lambda x, to: x if x is None or isinstance(x, int) else x.astype(trees.wide(to))
+    wide = lambda x, to: x if x is None or isinstance(x, int) else x.astype(_sums_in(to))
     if len(b) > 1:  # several of them would be added up
         A = [[jnp.ones((1,) * (1 + first[0].ndim), dtypes[0]) if isinstance(a, int) else a for a in row] for row in A]
     A = [[wide(a, to) for a in row] for row, to in zip(A, dtypes, strict=True)]
@@ -167,7 +172,8 @@ def linear_states(A: Elements, b: Leaves, first: Leaves, steps: int, reverse: bo
         dh_t = A_t dh_tm1 + (db_t + dA_t h_tm1),      l_t = A_tp1^T l_tp1 + g_t.
     """
     every = range(len(b))
-    nothing = [jnp.zeros_like(x) for x in first]
+    # JAX would see to it only when the system is traced already.
+    A, b, first, nothing = meshes.alike((A, b, first, [jnp.zeros_like(x) for x in first]))
     # One array: JAX cannot differentiate a system of which only some of the right-hand sides have a tangent.
     pack = lambda leaves: jnp.stack(leaves) if len(leaves) > 1 else leaves[0]
     leaves = lambda packed: list(packed) if len(b) > 1 else [packed]

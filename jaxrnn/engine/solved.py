@@ -110,7 +110,9 @@ def solved_states(
 
 def _tangents(run: Run, slopes: Slopes, cuts: bool, given: Any, d_given: Any, states: Leaves) -> Leaves:
     moved = [[not isinstance(d, SymbolicZero) and is_float_tangent(d) for d in side] for side in d_given]
-    d_first = [jnp.zeros(d.shape, d.dtype) if isinstance(d, SymbolicZero) else d for d in d_given[1]]
+    d_first = [
+        jnp.zeros_like(x) if isinstance(d, SymbolicZero) else d for x, d in zip(given[1], d_given[1], strict=True)
+    ]
     d_moved = only(moved[0], d_given[0]), only(moved[2], d_given[2])
 
     # Redone in the backward pass, or JAX would keep what is computed on the way for every step.

@@ -240,6 +240,13 @@ def test_linear_scan_of_whole_and_of_no_numbers():
     assert linear_scan(b[:0], b[:0], b[0]).shape == (0,)
 
 
+def test_small_whole_numbers_wrap_round_as_in_a_loop():
+    step = lambda n, x: (n * jnp.int8(3) + x,) * 2
+    xs = jnp.arange(60, dtype=jnp.int8)
+    assert ways(step, xs[0], xs[0]) == ["affine, in parallel"]
+    assert (rnn.parallel()(step, xs[1], xs)[1] == lax.scan(step, xs[1], xs)[1]).all()
+
+
 def test_linear_scan_says_what_is_wrong():
     one = jnp.ones((4, 2))
     with pytest.raises(ValueError, match=r"h0 should be one step of b, got h0 float32\[3\] and b float32\[4,2\]"):

@@ -124,7 +124,12 @@ def test_large_states_in_segments_take_less_than_lax_scan(make, sizes):
     assert temp_bytes(gradient(rnn.parallel(64)), *given) <= 0.4 * temp_bytes(gradient(lax.scan), *given)
 
 
-def test_a_bfloat16_gradient_over_20000_steps():
+@pytest.mark.parametrize(
+    ("scan", "low", "high"),
+    [(rnn.parallel(), 0, 0.01), pytest.param(lax.scan, 0.5, 1, marks=pytest.mark.slow)],
+    ids=["parallel", "lax.scan"],
+)
+def test_a_bfloat16_gradient_over_20000_steps(scan, low, high):
     """By loop, each step's share is rounded away in the sum; solved at once it is not."""
     T, B, D, H = 20_000, 1, 3, 4
     _, step, state = min_gru(D, H)
@@ -134,12 +139,10 @@ def test_a_bfloat16_gradient_over_20000_steps():
 
     def gradient(scan, given):
         value = lambda p, h, xs: jnp.mean(scan(partial(step, p), h, xs)[1].astype(jnp.float32) ** 2)
-        return jax.tree.leaves(jax.jit(jax.grad(value))(*given))
+        return [a.astype(jnp.float32) for a in jax.tree.leaves(jax.jit(jax.grad(value))(*given))]
 
     with jax.enable_x64(True):
         exact = gradient(lax.scan, jax.tree.map(lambda a: a.astype(jnp.float64), rough))
-    norm = lambda arrays: jnp.sqrt(sum(jnp.sum(jnp.square(a.astype(jnp.float32))) for a in arrays))
-    off = lambda scan: norm([a.astype(jnp.float32) - b for a, b in zip(gradient(scan, rough), exact, strict=True)])
-    exact = [b.astype(jnp.float32) for b in exact]
-    assert off(rnn.parallel()) < 1e-2 * norm(exact)
-    assert off(lax.scan) > 0.5 * norm(exact)
+    norm = lambda arrays: jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in arrays))
+    off = norm([a - b for a, b in zip(gradient(scan, rough), exact, strict=True)]) / norm(exact)
+    assert low <= off <= high
