@@ -27,6 +27,7 @@ def placed(tree: Tree, like: Tree) -> Tree:
 
 def alike(tree: Tree) -> Tree:
     """Arrays that all vary over the axes of `jax.shard_map` over which any of them does."""
+    structure: Any
     leaves, structure = jax.tree.flatten(tree)
     arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
     every = frozenset().union(*(_varying(jax.typeof(leaf)) for leaf in arrays))

@@ -27,6 +27,7 @@ from jaxrnn.engine.forms import (
     log_sum,
     mapped,
     scaled,
+    wider,
 )
 from jaxrnn.engine.ir import Atom, Flat, is_var, read, slice_back
 from jaxrnn.engine.loop import Leaves, Loop
@@ -282,7 +283,7 @@ def _cast(form: Form, before: Atom, after: Atom) -> Form:
         raise Obstacle("convert_element_type of the carry")
     if jnp.issubdtype(old, jnp.complexfloating) != jnp.issubdtype(new, jnp.complexfloating):
         raise Obstacle("convert_element_type of the carry")
-    return mapped(form, lambda x: x.astype(jnp.promote_types(x.dtype, new)))
+    return mapped(form, lambda x: x.astype(wider(x.dtype, new)))
 
 
 def _is_logaddexp(e: Equation) -> bool:

@@ -11,9 +11,11 @@ bound or d: none), a Python whole number, or an array of the value's rank whose 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 Coefficient = Any
@@ -54,16 +56,15 @@ def _number(x: Coefficient) -> bool:
 
 def _alike(*values: Any) -> list[Any]:
     """Arrays in one dtype, the widest; numbers stay."""
-    arrays = [v for v in values if not _number(v)]
-    wide = jnp.result_type(*arrays) if len(arrays) == 1 else _widest(arrays)
+    dtypes = [v.dtype for v in values if not _number(v)]
+    wide = functools.reduce(wider, dtypes)
     return [v if _number(v) else jnp.asarray(v, wide) for v in values]
 
 
-def _widest(arrays: list[Any]) -> Any:
-    dtype = arrays[0].dtype
-    for a in arrays[1:]:
-        dtype = jnp.promote_types(dtype, a.dtype)
-    return dtype
+def wider(a: Any, b: Any) -> Any:
+    """The dtype that holds both, whatever promotions the program itself allows."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
 
 
 def product(x: Coefficient, y: Coefficient) -> Coefficient:

@@ -114,3 +114,39 @@ def test_keys_reach_every_step():
     params = net.init(jax.random.key(0), jnp.ones((B, D)))
     run = lambda scan: rnn.unroll(net, params, drawn(), key=jax.random.key(5), lengths=LENGTHS, scan=scan)
     assert_close(run(rnn.parallel(inner=spoiling)), run(lax.scan), 1e-6)
+
+
+# --- strict promotion, as everywhere in these tests ------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_scalar_gates_of_matrices_in_strict_dtypes_and_ranks(dtype):
+    def step(state, x):
+        memory, top_tm1 = state
+        f, i = jax.nn.log_sigmoid(x[..., 0]), x[..., 1]
+        top = jnp.maximum(f + top_tm1, i)
+        kept, new = jnp.exp(f + top_tm1 - top)[..., None, None], jnp.exp(i - top)[..., None, None]
+        memory = kept * memory + new * (x[..., :2, None] * x[..., None, :3])
+        return (memory, top), jnp.sum(memory, (-1, -2))
+
+    xs = drawn(dtype)
+    start = (jnp.zeros((B, 2, 3), dtype), jnp.full((B,), -3, dtype))
+    value = lambda scan, xs: jnp.sum(scan(step, start, xs)[1].astype(jnp.float32) ** 2)
+    find = lambda scan: jax.jit(jax.value_and_grad(lambda xs: value(scan, xs)))(xs)
+    (got, d_got), (expected, d_expected) = find(rnn.parallel(inner=spoiling)), find(lax.scan)
+    off, largest = (float(jnp.max(jnp.abs(d))) for d in (d_got - d_expected, d_expected))
+    assert abs(got - expected) <= (1e-5 if dtype == jnp.float32 else 2e-2) * expected
+    assert off <= (1e-5 if dtype == jnp.float32 else 5e-2) * largest
+
+
+def test_a_sum_in_16_bits_is_rounded_once():
+    """A decay of 0.999 in a bfloat16 state: a loop stands still at 256, where one more is rounded away."""
+
+    def step(h, x):
+        wide = h.astype(jnp.float32) * 0.999 + x.astype(jnp.float32)
+        return wide.astype(jnp.bfloat16), ()
+
+    xs = jnp.ones(2000, jnp.bfloat16)
+    exact = (1 - 0.999**2001) / 0.001
+    last = lambda scan: float(scan(step, xs[0], xs)[0])
+    assert last(lax.scan) == 256 and abs(last(rnn.parallel()) - exact) < exact / 256
