@@ -69,9 +69,7 @@ def _grouped(a: Any, groups: int, reverse: bool) -> Any:
     if _is_same(a):
         return a if isinstance(a, int) else a[:, None]
     missing = groups * RADIX - a.shape[0]
-    if missing:
-        zeros = jnp.zeros_like(a[:missing])
-        a = jnp.concatenate([zeros, a] if reverse else [a, zeros])
+    a = _moved(a, missing, 0) if reverse else _moved(a, 0, missing)
     return a.reshape(groups, RADIX, *a.shape[1:])
 
 
@@ -82,11 +80,22 @@ def _joined(parts: Sequence[Any], steps: int, reverse: bool) -> Any:
     return whole[len(whole) - steps :] if reverse else whole[:steps]
 
 
+def _moved(a: Any, before: int, after: int) -> Any:
+    """So many steps of zeros more at the beginning and at the end, or fewer steps.
+
+    Not by concatenation: of what lies on several devices in parts, that would send all of it.
+    """
+    if not before and not after:
+        return a
+    return lax.pad(a, jnp.zeros((), a.dtype), [(before, after, 0), *((0, 0, 0) for _ in a.shape[1:])])
+
+
 def shifted(first: Leaves, hs: Leaves, reverse: bool) -> Leaves:
     """The states before each step, from those after it."""
+    moved = [_moved(h, -1, 1) if reverse else _moved(h, 1, -1) for h in hs]
+    place = lambda h: len(h) - 1 if reverse else 0
     early = [a.astype(h.dtype)[None] for a, h in zip(first, hs, strict=True)]
-    pairs = zip(early, hs, strict=True)
-    return [jnp.concatenate([h[1:], a] if reverse else [a, h[:-1]]) for a, h in pairs]
+    return [lax.dynamic_update_slice_in_dim(h, a, place(h), 0) for a, h in zip(early, moved, strict=True)]
 
 
 # --- affine: h_j = sum over k of A[j][k] h_k + b[j]; elements are (A, b) ------------------------------------------
@@ -215,8 +224,7 @@ def _one_later(a: Any, reverse: bool) -> Any:
     """A_tp1 in the place of A_t; what would come after the last step meets a state of zero."""
     if a is None or _is_same(a):
         return a
-    zero = jnp.zeros_like(a[:1])
-    return jnp.concatenate([zero, a[:-1]] if reverse else [a[1:], zero])
+    return _moved(a, 1, -1) if reverse else _moved(a, -1, 1)
 
 
 # --- clipped: h = min(max(a h + b, low), high); elements are (a, b, low, high) -------------------------------------

@@ -85,7 +85,8 @@ def on_automatic_mesh(name, mesh, axis, steps):
 if __name__ == "__main__":
     automatic = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
     explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
-    on_automatic_mesh("gated", automatic, "time", 512)
+    for steps in (512, 4096):
+        on_automatic_mesh("gated", automatic, "time", steps)
     for name in STEPS:
         for check in (True, False):
             in_shard_map(name, automatic, check)
