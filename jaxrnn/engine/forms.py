@@ -28,6 +28,7 @@ class Obstacle(Exception):
 class Affine(NamedTuple):
     a: tuple[Coefficient, ...]  # one for each leaf
     b: Coefficient = None
+    chooses: bool = False  # whether arrays among the slopes are a choice between zero and one
 
 
 class Clipped(NamedTuple):
@@ -43,6 +44,10 @@ class Logarithmic(NamedTuple):
 
 
 Form = Affine | Clipped | Logarithmic
+
+
+def _slopes(f: Affine) -> list[Any]:
+    return [a for a in f.a if a is not None]
 
 
 def constant(value: Coefficient, leaves: int) -> Affine:
@@ -97,7 +102,7 @@ def mapped(f: Form, fn: Callable[[Any], Any]) -> Form:
     """The form with fn applied to each array in it."""
     on = lambda x: x if x is None or _number(x) else fn(x)
     if isinstance(f, Affine):
-        return Affine(tuple(map(on, f.a)), on(f.b))
+        return Affine(tuple(map(on, f.a)), on(f.b), f.chooses)
     return type(f)(*map(on, f))
 
 
@@ -106,7 +111,8 @@ def added(f: Form, g: Form) -> Form:
     if not isinstance(f, Affine):
         f, g = g, f
     if isinstance(g, Affine) and isinstance(f, Affine):
-        return Affine(tuple(map(total, f.a, g.a)), total(f.b, g.b))
+        alone = not _slopes(f) or not _slopes(g)
+        return Affine(tuple(map(total, f.a, g.a)), total(f.b, g.b), alone and (f.chooses or g.chooses))
     if not isinstance(f, Affine) or any(a is not None for a in f.a):
         raise Obstacle("a sum of values that were clipped, or logarithms")
     if isinstance(g, Logarithmic):
@@ -162,10 +168,19 @@ def as_clipped(f: Form) -> Clipped:
 def as_logarithmic(f: Form) -> Logarithmic:
     if isinstance(f, Logarithmic):
         return f
-    if isinstance(f, Clipped) or len(f.a) > 1 or not (f.a[0] is None or (_number(f.a[0]) and f.a[0] == 1)):
+    if isinstance(f, Clipped) or len(f.a) > 1 or not _is_choice(f):
         raise Obstacle("a logarithm of scaled, clipped or several values")
     shift = 0 if f.b is None else f.b
+    if f.a[0] is not None and not _number(f.a[0]):
+        cut, none = f.a[0] == 0, _nothing(f.a[0])
+        shift = jnp.asarray(shift, f.a[0].dtype)
+        return Logarithmic(jnp.where(cut, none, shift), jnp.where(cut, shift, none))
     return Logarithmic(shift, None) if f.a[0] is not None else Logarithmic(_nothing(shift), shift)
+
+
+def _is_choice(f: Affine) -> bool:
+    """Whether all slopes are zero or one."""
+    return all(a == 1 if _number(a) else f.chooses for a in _slopes(f))
 
 
 def _nothing(like: Any) -> Any:
@@ -197,4 +212,5 @@ def chosen(which: Any, f: Form, g: Form, dtype: Any) -> Form:
         f, g = as_clipped(f), as_clipped(g)
         low, high = pick(f.low, g.low, -jnp.inf), pick(f.high, g.high, jnp.inf)
         return Clipped(pick(f.a, g.a, 0), pick(f.b, g.b, 0), low, high)
-    return Affine(tuple(pick(x, y, 0) for x, y in zip(f.a, g.a, strict=True)), pick(f.b, g.b, 0))
+    a = tuple(pick(x, y, 0) for x, y in zip(f.a, g.a, strict=True))
+    return Affine(a, pick(f.b, g.b, 0), _is_choice(f) and _is_choice(g))

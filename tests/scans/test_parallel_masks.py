@@ -49,10 +49,10 @@ def with_gradient(cell, scan, **masks):
 
 @pytest.mark.parametrize(
     ("make", "masks"),
-    [(gated, m) for m in MASKS] + [pytest.param(m, "both", marks=pytest.mark.slow) for m in (rectified, logarithms)],
-    ids=str,
+    [(gated, m) for m in MASKS] + [(rectified, "both"), (logarithms, "both")],
+    ids=lambda value: getattr(value, "__name__", value),
 )
-def test_masks_leave_it_in_parallel(make, masks, x64):
+def test_masks_leave_it_in_parallel(make, masks, x64, lenient):
     """Equal to the loop; and the inner scan, which would spoil everything, is not run."""
     cell, xs = cell_of(make), drawn(jnp.float64)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), cell.init(None, None))
