@@ -22,6 +22,7 @@ from jaxrnn.losses import cross_entropy
 from jaxrnn.scans import (
     checkpointed,
     fissioned,
+    parallel,
     python_loop,
     randomly_truncated,
     revolve,
@@ -76,6 +77,7 @@ __all__ = [
     "mgu",
     "online",
     "pack",
+    "parallel",
     "prev",
     "python_loop",
     "randomly_truncated",

@@ -25,6 +25,16 @@ def placed(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(_placed, tree, like)
 
 
+def alike(tree: Tree) -> Tree:
+    """Arrays that all vary over the axes of `jax.shard_map` over which any of them does."""
+    structure: Any
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
+    every = frozenset().union(*(_varying(jax.typeof(leaf)) for leaf in arrays))
+    more = lambda leaf: tuple(sorted(every - _varying(jax.typeof(leaf)))) if hasattr(leaf, "dtype") else ()
+    return structure.unflatten([lax.pcast(x, more(x), to="varying") if more(x) else x for x in leaves])
+
+
 def settled(step: Callable[..., tuple[Tree, Any]], carry: Tree, x: Tree) -> Tree:
     """The carry in the type in which step(carry, x) -> (carry, y) returns it, shapes and dtypes apart.
 

@@ -52,4 +52,9 @@ def lenient():
 
 
 # Programs that tests start in processes of their own, with four devices: not to be imported in search of doctests.
-collect_ignore = ["sequence/on_four_devices.py", "scans/on_a_mesh.py", "online/on_four_devices.py"]
+collect_ignore = [
+    "sequence/on_four_devices.py",
+    "scans/on_a_mesh.py",
+    "scans/parallel_on_a_mesh.py",
+    "online/on_four_devices.py",
+]

@@ -142,6 +142,8 @@ SCANS = {
     "revolve(2, 1, kept=1)": rnn.revolve(2, 1, kept=1),
     "truncated(all)": rnn.truncated(99, inner=rnn.checkpointed(2)),
     "randomly_truncated(never)": randomly_truncated(jax.random.key(0), mean_length=math.inf, inner=rnn.scan),
+    "parallel": rnn.parallel(),
+    "parallel(2)": rnn.parallel(2, inner=lax.scan),
 }
 
 

@@ -6,7 +6,7 @@ from jaxrnn.analysis.flow import Flow, decay_rate, gradient_flow
 from jaxrnn.analysis.gradients import copy_gradients, leaf_norms
 from jaxrnn.analysis.learners import Compared, Comparison, Nearness, compare
 from jaxrnn.analysis.memory import kept_per_step, memory_free, plan, temp_bytes
-from jaxrnn.analysis.operations import flops
+from jaxrnn.analysis.operations import depth, flops
 from jaxrnn.analysis.timing import Timing, interleaved
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "compare",
     "copy_gradients",
     "decay_rate",
+    "depth",
     "explain",
     "flops",
     "gradient_flow",

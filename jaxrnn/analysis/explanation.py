@@ -14,6 +14,7 @@ from jaxrnn.engine.ir import is_float, slice_back, variables
 from jaxrnn.engine.linearize import differentiate
 from jaxrnn.engine.loop import Loop
 from jaxrnn.engine.memory import kept_under, step_bytes
+from jaxrnn.engine.parallel_program import way_of
 from jaxrnn.engine.partition import Parts
 from jaxrnn.engine.queries import Recurrence, recurrence
 from jaxrnn.engine.rules import Equation, is_light
@@ -42,6 +43,7 @@ class Explanation(NamedTuple):
     totals: tuple[str, ...]  # leaves of the state that only add something up: all steps at once as well
     batched: tuple[str, ...]  # parameters that only work outside the loops reads: one product as well
     recurrences: tuple[str, ...]  # what each component of the state is: constant, total, elementwise, affine, nonlinear
+    parallel: tuple[str, ...]  # how `parallel` runs each component that changes, or what stands in its way
     pays: bool  # False: nothing would be gained, so it runs as lax.scan does
     kept: int  # bytes kept per step for the backward pass
     kept_by_lax_scan: int
@@ -69,6 +71,7 @@ class Explanation(NamedTuple):
         section("added up for all steps at once:", self.totals)
         section("gradient as one product per segment, outside the loop altogether:", self.batched)
         section("the recurrence:", self.recurrences)
+        section("under parallel():", self.parallel)
         share = f" ({self.kept / self.kept_by_lax_scan:.0%})" if self.kept_by_lax_scan else ""
         lines.append(f"kept per step for the backward pass: {self.kept:,} bytes{share}; ")
         lines[-1] += f"by lax.scan: {self.kept_by_lax_scan:,}; one carry: {self.carry:,}"
@@ -109,6 +112,7 @@ def _explained(step: TracedStep, carries: list[str], names: dict[int, str], sepa
     return Explanation(
         **(_NOTHING if parts is None else _Reader(parts, carries, names).report()),
         recurrences=recurrences,
+        parallel=_in_parallel(step, carries),
         pays=pays,
         kept=kept_under(fissioned(segment=2**30, separate=separate) if pays else lax.scan, run, carry, x),
         kept_by_lax_scan=step_bytes(run, carry, x).kept,
@@ -123,6 +127,16 @@ def _recurrence(found: Recurrence, carries: list[str]) -> str:
     """`state.h: nonlinear (tanh)`"""
     because = f" ({found.because})" if found.because else ""
     return f"{', '.join(carries[j] for j in found.leaves)}: {found.kind}{because}"
+
+
+def _in_parallel(step: TracedStep, carries: list[str]) -> tuple[str, ...]:
+    """`state.h: affine, in parallel`, or `state.h: in order (dot_general of the carry)`"""
+    parts = step.parts(separate=True)
+    if parts is None:
+        return ()
+    names = [name for j, name in enumerate(carries) if j not in parts.totals]
+    stages = [f"{', '.join(names[j] for j in stage.places)}: {way_of(stage.loop)}" for stage in parts.stages]
+    return (*(f"{carries[j]}: added up, in parallel" for j in parts.totals), *stages)
 
 
 class _Reader:

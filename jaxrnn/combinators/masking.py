@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks, meshes, trees
+from jaxrnn import checks, guards, meshes, trees
 from jaxrnn.combinators.stacking import OfPair
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
@@ -27,7 +27,8 @@ def _cheaper_to_redo(primitive: Any, *avals: Any, **params: Any) -> bool:
     A mask broadcast to a state's shape, and the chosen array itself, would otherwise be kept for
     every step. Whether `t < length` or `x != x` is redone in no time from what is kept anyway.
     """
-    del params
+    if params.get("name") in (guards.NAN_ENTERS, guards.GUARDED):
+        return False
     integers = all(not jnp.issubdtype(getattr(a, "dtype", jnp.float32), jnp.inexact) for a in avals)
     is_choice = primitive.name in ("select_n", "broadcast_in_dim")
     return not (is_choice or (primitive.name in ("lt", "ge") and integers))
@@ -123,7 +124,7 @@ def _poisoned(cell: Cell, params: Params, state: State, x: Tree, key: Key | None
     branches of a `cond` are).
     """
     inputs = lax.stop_gradient((params, state, x))
-    enters = _has_nan((state, x), batch_dims)
+    enters = guards.nan_enters(_has_nan(x, batch_dims)) | _has_nan(state, batch_dims)
 
     def by_the_step() -> Any:
         out = cell.step(*inputs, key=key)
@@ -167,7 +168,7 @@ class Resettable(OfPair):
         start = meshes.placed(self.inner.initial_state(params, reset.shape), state)
         state = choose("resettable", "state", reset, start, state)
         poisoned, (new_nan, y_nan) = _poisoned(self.inner, params, state, inputs, key, reset.ndim)
-        poisoned = jnp.broadcast_to(poisoned, reset.shape)
+        poisoned = guards.guarded(jnp.broadcast_to(poisoned, reset.shape))
         # The step to differentiate never sees what made the NaN: 0 * NaN would be NaN in its gradient.
         state = choose("resettable", "state", poisoned, start, state)
         inputs = choose("resettable", "x", poisoned, _zeros_for_nans(inputs), inputs)

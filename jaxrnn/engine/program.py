@@ -57,24 +57,27 @@ class Program:
         how = How(self.scan, steps, reverse)
         env: Env = dict(zip(self.parts.xs, xs, strict=True))
         carry, totals = self._apart(carry)
-        for stage, mirrors in zip(self.parts.stages, self.mirrors, strict=True):
-            loop = stage.loop
+        for n, stage in enumerate(self.parts.stages):
             self._batch(stage.batched, env, steps)
-            once, first = [self.once[v] for v in loop.invariant], [carry[j] for j in stage.places]
-            each = [env[v] for v in loop.stacked]
-            if loop.defers:
-                free = [v in self.parts.xs for v in loop.stacked]
-                end, emitted = deferred_loop(loop, how, free, once, mirrors, first, each)
-            else:
-                end, emitted = how(loop.at(once), first, each)
+            first, each = [carry[j] for j in stage.places], [env[v] for v in stage.loop.stacked]
+            end, emitted = self.run_loop(n, how, first, each)
             for j, value in zip(stage.places, end, strict=True):
                 carry[j] = value
-            env.update(zip(loop.emitted, emitted, strict=True))
+            env.update(zip(stage.loop.emitted, emitted, strict=True))
         self._batch(self.parts.last, env, steps)
         ys = [self._stacked(a, env, steps) for a in self.parts.ys]
         own = len(ys) - len(totals)
         grown = [s + jnp.sum(u, axis=0, dtype=s.dtype) for s, u in zip(totals, ys[own:], strict=True)]
         return put(self.is_total, grown, put([not t for t in self.is_total], carry, self.is_total)), ys[:own]
+
+    def run_loop(self, n: int, how: How, first: Leaves, each: Leaves) -> tuple[Leaves, Leaves]:
+        """Runs the loop of a stage: its last carry, and what it emits."""
+        loop = self.parts.stages[n].loop
+        once = [self.once[v] for v in loop.invariant]
+        if not loop.defers:
+            return how(loop.at(once), first, each)
+        free = [v in self.parts.xs for v in loop.stacked]
+        return deferred_loop(loop, how, free, once, self.mirrors[n], first, each)
 
     def _apart(self, carry: Sequence[Any]) -> tuple[Leaves, Leaves]:
         """The leaves of the carry that run through a loop, and those that only add something up."""

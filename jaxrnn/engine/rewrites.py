@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from jaxrnn import guards
 from jaxrnn.engine.evaluate import Override, again, is_plain_product, product
 from jaxrnn.engine.ir import Env, Flat, is_var, producers, reached, read, slice_back
-from jaxrnn.engine.rules import Equation, is_remat
+from jaxrnn.engine.rules import Equation, Role, is_remat, rule
 
 
 def opened_remat(flat: Flat, carries: int) -> Flat:
@@ -26,6 +28,37 @@ def opened_remat(flat: Flat, carries: int) -> Flat:
         if not hiding:
             return flat
         flat = again(flat, opened=hiding)
+
+
+def has_guard(flat: Flat) -> bool:
+    return any(guards.marked(e, guards.GUARDED) for e in flat.equations)
+
+
+def unguarded(flat: Flat) -> Flat:
+    """The step as it is where no NaN goes in: no example is guarded, and what is chosen by that is chosen at once."""
+    overrides: dict[int, Override] = {}
+    nobody: set[Any] = set()  # variables that are false throughout
+    for equation in flat.equations:
+        if guards.marked(equation, guards.GUARDED):
+            overrides[id(equation)] = _zeros(equation)
+            nobody.update(equation.outvars)
+        elif rule(equation).role in (Role.SAME, Role.SHAPES) and all(a in nobody for a in map(_var, equation.invars)):
+            nobody.update(equation.outvars)
+        elif rule(equation).role is Role.CHOICE and is_var(equation.invars[0]) and equation.invars[0] in nobody:
+            overrides[id(equation)] = _first_case(equation)
+    return again(flat, overrides=overrides)
+
+
+def _zeros(equation: Equation) -> Override:
+    return lambda env: [jnp.zeros_like(read(env, equation.invars[0]))]
+
+
+def _first_case(equation: Equation) -> Override:
+    return lambda env: [read(env, equation.invars[1])]
+
+
+def _var(atom: Any) -> Any:
+    return atom if is_var(atom) else None
 
 
 def placed_nowhere(flat: Flat) -> Flat:

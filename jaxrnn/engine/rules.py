@@ -44,6 +44,22 @@ class Linear(NamedTuple):
     in_place: bool = False  # element by element: what comes out stands where it stood
 
 
+class Role(enum.Enum):
+    """What an operation does to values of a closed form such as a x + b: see `closed_forms`."""
+
+    SAME = "hands each operand on, perhaps in another dtype"
+    SHAPES = "gives it another shape"
+    NEGATIVE = "- f"
+    SUM = "f + g"
+    DIFFERENCE = "f - g"
+    PRODUCT = "f g"
+    QUOTIENT = "f / g"
+    CHOICE = "f or g"
+    MAXIMUM = "max(f, g)"
+    MINIMUM = "min(f, g)"
+    CLAMP = "min(max(f, low), high)"
+
+
 class Rule(NamedTuple):
     """A row of the table."""
 
@@ -52,6 +68,7 @@ class Rule(NamedTuple):
     is_sum: bool = False  # adds its operands up: a tap may enter it
     has_derivative: bool = True  # False: its tangent is zero
     makes_complex: bool = False  # of real operands
+    role: Role | None = None  # in the arithmetic of closed forms
 
 
 def _rows(names: str, *row: Any, **columns: Any) -> dict[str, Rule]:
@@ -62,20 +79,26 @@ _EACH, _MOVED = Linear(in_place=True), Linear()
 _FIRST = Linear((0,))
 
 _TABLE: dict[str, Rule] = {
-    **_rows("broadcast_in_dim reshape transpose squeeze expand_dims slice concatenate rev split", Kind.MOVES, _MOVED),
-    **_rows("copy copy_p optimization_barrier device_put name sharding_constraint", Kind.MOVES, _EACH),
-    **_rows("reshard mesh_cast pvary pcast convert_element_type", Kind.MOVES, _EACH),
+    **_rows("broadcast_in_dim reshape squeeze expand_dims", Kind.MOVES, _MOVED, role=Role.SHAPES),
+    **_rows("transpose slice concatenate rev split", Kind.MOVES, _MOVED),
+    **_rows("copy copy_p optimization_barrier device_put name sharding_constraint", Kind.MOVES, _EACH, role=Role.SAME),
+    **_rows("reshard mesh_cast pvary pcast convert_element_type", Kind.MOVES, _EACH, role=Role.SAME),
     **_rows("iota empty2 bitcast_convert_type random_wrap random_unwrap random_clone", Kind.MOVES),
     **_rows("pad real imag", Kind.MOVES, _MOVED),
-    "select_n": Rule(Kind.MOVES),  # linear in its cases: see `queries`
-    "stop_gradient": Rule(Kind.MOVES, _EACH, has_derivative=False),
+    "select_n": Rule(Kind.MOVES, role=Role.CHOICE),  # linear in its cases: see `queries`
+    "stop_gradient": Rule(Kind.MOVES, _EACH, has_derivative=False, role=Role.SAME),
     "complex": Rule(Kind.MOVES, _MOVED, makes_complex=True),
-    **_rows("add add_any", Kind.ARITHMETIC, _EACH, is_sum=True),
-    **_rows("sub neg reduce_precision", Kind.ARITHMETIC, _EACH),
-    "mul": Rule(Kind.ARITHMETIC, Linear(either=True, in_place=True)),
-    "div": Rule(Kind.ARITHMETIC, Linear((0,), in_place=True)),
+    **_rows("add add_any", Kind.ARITHMETIC, _EACH, is_sum=True, role=Role.SUM),
+    "sub": Rule(Kind.ARITHMETIC, _EACH, role=Role.DIFFERENCE),
+    "neg": Rule(Kind.ARITHMETIC, _EACH, role=Role.NEGATIVE),
+    "reduce_precision": Rule(Kind.ARITHMETIC, _EACH, role=Role.SAME),
+    "mul": Rule(Kind.ARITHMETIC, Linear(either=True, in_place=True), role=Role.PRODUCT),
+    "div": Rule(Kind.ARITHMETIC, Linear((0,), in_place=True), role=Role.QUOTIENT),
+    "max": Rule(Kind.ARITHMETIC, role=Role.MAXIMUM),
+    "min": Rule(Kind.ARITHMETIC, role=Role.MINIMUM),
+    "clamp": Rule(Kind.ARITHMETIC, role=Role.CLAMP),
     **_rows("sign floor ceil round", Kind.ARITHMETIC, has_derivative=False),
-    **_rows("clamp threefry2x32", Kind.ARITHMETIC),
+    "threefry2x32": Rule(Kind.ARITHMETIC),
     **_rows(
         """rem exp exp2 log log1p log2 expm1 tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh
         sqrt rsqrt cbrt pow erf erfc erf_inv lgamma digamma polygamma igamma igammac igamma_grad_a random_gamma_grad
@@ -245,6 +268,8 @@ def flops(equation: Equation, inside: Callable[[Jaxpr], int]) -> int:
         return int(params["length"]) * sum(inner)
     if name == "cond":
         return max(inner)
+    if name == "custom_linear_solve":  # the system itself stands in it as well, and is not evaluated
+        return inside(params["jaxprs"].solve.jaxpr)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)

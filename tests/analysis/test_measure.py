@@ -25,6 +25,23 @@ def test_flops_of_products_loops_and_branches():
     assert rnn.analysis.flops(conv.apply, variables, x) == 2 * (6 * 6 * 6) * (3 * 3 * 2)
 
 
+def test_depth_is_the_longest_chain():
+    a = jnp.zeros(4)
+    assert rnn.analysis.depth(lambda a: jnp.sin(jnp.cos(a)) * jnp.tanh(a), a) == 3
+    assert rnn.analysis.depth(lambda a: lax.scan(lambda c, _: (jnp.tanh(c) + 1, None), a, None, length=7)[0], a) == 14
+    assert rnn.analysis.depth(lambda a: lax.cond(a[0] > 0, jnp.sin, lambda a: jnp.sin(jnp.sin(a)), a), a) >= 2
+    assert rnn.analysis.depth(jax.jit(lambda a: a + a), a) == 1
+    assert rnn.analysis.depth(lambda a: a, a) == 0
+
+
+def test_a_linear_system_counts_as_what_solves_it():
+    """Not with the system itself, nor with what would solve its transpose."""
+    system = lambda a: lax.custom_linear_solve(
+        lambda x: 2 * x, a, lambda _, b: jnp.sin(jnp.cos(b)), lambda _, b: jnp.sin(jnp.sin(jnp.sin(b)))
+    )
+    assert rnn.analysis.flops(system, jnp.zeros(5)) == 10 and rnn.analysis.depth(system, jnp.zeros(5)) == 2
+
+
 def test_flops_of_an_lstm_follow_its_formula():
     cell, B, D, H, T = rnn.lstm(64), 4, 32, 64, 10
     params = cell.init(jax.random.key(0), jnp.zeros(D))

@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 import jaxrnn as rnn
+from jaxrnn.engine.parallel_program import way_of
 from jaxrnn.engine.queries import recurrence
 from jaxrnn.engine.step import traced
 
@@ -50,6 +51,25 @@ ONE = {
 @pytest.mark.parametrize("step, kind", ONE.values(), ids=list(ONE))
 def test_the_form_of_one_leaf(step, kind):
     assert kinds(lambda s, x: (step(s, x),), H) == [((0,), kind)]
+
+
+@pytest.mark.parametrize("step, kind", ONE.values(), ids=list(ONE))
+def test_the_parallel_scan_agrees(step, kind):
+    """What is called linear element by element has an affine form; what mixes elements, or divides by itself, none."""
+    found = traced(lambda c, x: ((step(*c, x),), ()), (H,), jnp.ones(N))
+    parts = found.parts(separate=True)
+    forms = [stage_form(stage.loop) for stage in parts.stages]
+    if kind == "constant":
+        assert parts.constant == [0] and not forms
+    elif kind in ("total", "elementwise"):
+        assert parts.totals == (0,) or forms == ["affine"]
+    else:
+        assert forms == [{"max": "clipped"}.get(recurrence(found.flat, 1)[0].because, "none")]
+
+
+def stage_form(loop):
+    form = way_of(loop).form
+    return form.kind if form else "none"
 
 
 def test_components_are_told_apart_in_the_order_in_which_they_need_each_other():
