@@ -46,9 +46,9 @@ def remembering(size: int, batch: int, steps: int, delays: tuple[int, ...]) -> S
     net, late_by = rnn.stack(rnn.gru(size), rnn.layer(nn.Dense(1))), jnp.array(delays)
 
     def some(key: jax.Array, n: jax.Array) -> Any:
-        bits = jax.random.bernoulli(jax.random.fold_in(key, n), 0.5, (steps + MOST, batch)).astype(jnp.float32)
-        late = jax.lax.dynamic_slice_in_dim(bits, MOST - late_by[n], steps)
-        return 2 * bits[MOST:, :, None] - 1, late
+        bits = jax.random.bernoulli(key, 0.5, (MOST + len(delays) * steps, batch)).astype(jnp.float32)
+        now, late = (jax.lax.dynamic_slice_in_dim(bits, MOST + n * steps - k, steps) for k in (0, late_by[n]))
+        return 2 * now[..., None] - 1, late
 
     return Stream(rnn.with_loss(net, bits_lost), some, len(delays))
 
@@ -100,10 +100,10 @@ def adding(batch: int, length: int, sequences: int) -> Stream:
     def sequence(key: jax.Array) -> Any:
         k_numbers, k_length, k_first, k_second = jax.random.split(key, 4)
         t = jnp.arange(longest)[:, None]
-        last = jax.random.randint(k_length, (batch,), length, longest + 1) - 1
-        first = jax.random.randint(k_first, (batch,), 0, min(10, length // 2 - 1))
-        second = jax.random.randint(k_second, (batch,), 0, length // 2 - 2)
-        marked = (t == first) | (t == second + (second >= first))
+        last = jax.random.randint(k_length, (1, batch), length, longest + 1) - 1
+        first = jax.random.randint(k_first, (1, batch), 0, min(10, length // 2 - 1))
+        second = jax.random.randint(k_second, (1, batch), 0, length // 2 - 2)
+        marked = (t == first) | (t == jnp.where(second < first, second, second + 1))
         numbers = jax.random.uniform(k_numbers, (longest, batch), minval=-1, maxval=1)
         numbers = jnp.where(marked & (t == 0), 0.0, numbers)
         marks = jnp.where(marked, 1.0, jnp.where((t == 0) | (t == last), -1.0, 0.0))
