@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import jaxrnn as rnn
 from experiments.streams_to_learn import Stream
-from jaxrnn import online
 
 POINTS = 50  # of a curve
 STILL = optax.set_to_zero()
@@ -36,13 +36,13 @@ def begun(stream: Stream, seeds: int) -> tuple[jax.Array, Any, Any]:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def advanced(learner: online.Learner, rule: optax.GradientTransformation, window: int, now: Any, xs: Any) -> Any:
+def advanced(learner: rnn.online.Learner, rule: optax.GradientTransformation, window: int, now: Any, xs: Any) -> Any:
     """A stretch further, all seeds: ((params, moments, carry), losses [seeds, updates])."""
-    return jax.vmap(lambda now, xs: online.learn(learner, rule, *now, xs, window))(now, xs)
+    return jax.vmap(lambda now, xs: rnn.online.learn(learner, rule, *now, xs, window))(now, xs)
 
 
 def followed(
-    stream: Stream, method: online.Method, rate: float, seeds: int, freeze: int | None = None
+    stream: Stream, method: rnn.online.Method, rate: float, seeds: int, freeze: int | None = None
 ) -> tuple[dict[str, Any], Any]:
     """What is left of the loss, and the last parameters [seeds, ...].
 
@@ -50,7 +50,7 @@ def followed(
     """
     started = time.perf_counter()
     keys, params, some = begun(stream, seeds)
-    learner, rule = online.online(stream.net, method), optimizer(rate)
+    learner, rule = rnn.online.online(stream.net, method), optimizer(rate)
     x = jax.tree.map(lambda a: a[:, 0], some(0))
     carry = jax.vmap(lambda p, x, key: learner.init(p, x, key=key))(params, x, keys)
     carried = sum(a.nbytes for a in jax.tree.leaves(carry)) // seeds
@@ -59,7 +59,7 @@ def followed(
     for n in range(stream.stretches):
         if n == freeze:
             params, _, carry = now
-            learner, rule = online.online(stream.net, online.immediate()), STILL
+            learner, rule = rnn.online.online(stream.net, rnn.online.immediate()), STILL
             now = params, jax.vmap(rule.init)(params), jax.vmap(learner.init)(params, x, carry.state)
         now, found = advanced(learner, rule, window, now, some(n))
         losses.append(found)

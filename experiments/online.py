@@ -33,19 +33,18 @@ from experiments.data import Text, standard_library
 from experiments.following import followed
 from experiments.streams_to_learn import Stream, adding, copying, reading, remembering
 from experiments.tasks import TASKS
-from jaxrnn import online
 
-METHODS: dict[str, online.Method] = {
-    "rtrl": online.rtrl(),
-    "kf_rtrl": online.kf_rtrl(),
-    "uoro": online.uoro(),
-    "snap(1)": online.snap(1),
-    "eprop": online.eprop(),
-    "tbptt(10)": online.tbptt(10),
-    "tbptt(1)": online.tbptt(1),
-    "immediate": online.immediate(),
-    "windows of 8": online.tbptt(8, every=8),
-    "windows of 64": online.tbptt(64, every=64),
+METHODS: dict[str, rnn.online.Method] = {
+    "rtrl": rnn.online.rtrl(),
+    "kf_rtrl": rnn.online.kf_rtrl(),
+    "uoro": rnn.online.uoro(),
+    "snap(1)": rnn.online.snap(1),
+    "eprop": rnn.online.eprop(),
+    "tbptt(10)": rnn.online.tbptt(10),
+    "tbptt(1)": rnn.online.tbptt(1),
+    "immediate": rnn.online.immediate(),
+    "windows of 8": rnn.online.tbptt(8, every=8),
+    "windows of 64": rnn.online.tbptt(64, every=64),
 }
 FROZEN = "rtrl, then frozen"
 Part = Literal["table", "stream", "copy", "adding", "drift", "text"]
@@ -58,7 +57,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
     "text": ("min_gru rtrl", "gru snap(1)", "gru immediate", "gru windows of 8", "gru windows of 64"),
 }
 DRIFT = (3, 3, 5, 5, 2, 2)  # the delay in each stretch
-HELD_OUT = 100_000  # bytes of held-out text, also what compressors are given
+HELD_OUT = 100_000  # bytes of text that is not learned from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +177,7 @@ def main(config: Config) -> None:
     sizes = ("size", "batch", "seeds", "stretch", "copies", "sums", "training")
     if not config.parts or min(getattr(config, name) for name in sizes) < 1:
         raise harness.UsageError(f"--parts needs at least one; {', '.join(sizes)} must be at least 1")
-    if not 0 < config.delay <= 64 or config.characters < 8 * 64 * config.batch or config.stretch < 1:
+    if not 0 < config.delay <= 64 or config.characters < 8 * 64 * config.batch:
         raise harness.UsageError("--delay must be 1 to 64, --characters at least 512 times the batch")
     about = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "parts")}
     settings = dataclasses.replace(config, parts=(), run="")  # so that what is cached does not depend on them

@@ -70,5 +70,6 @@ def curves(rows: Rows, part: str, changes: dict[int, int], axes: Any) -> None:
         axes.axvline(step, color="0.5", ls=":", lw=1)
         axes.text(step, 1.0, f" now {delay} ago", transform=axes.get_xaxis_transform(), va="top", fontsize="small")
     axes.set(xlabel="share of the text" if part == "text" else "updates", ylabel=LEFT[part], title=part)
-    axes.set_ylim(bottom=0, top=None if part == "text" else 1.3)
-    axes.legend(fontsize="small", loc="upper right" if part == "text" else "best")
+    if part != "text":
+        axes.set(yscale="log", ylim=(1e-5, None))
+    axes.legend(fontsize="small", loc="best")
