@@ -15,7 +15,7 @@ import optax
 import jaxrnn as rnn
 from experiments.streams_to_learn import Stream
 
-POINTS = 50  # of a curve
+POINTS = 60  # of a curve
 STILL = optax.set_to_zero()
 
 

@@ -43,9 +43,9 @@ def nearness(rows: Rows, panels: Any) -> None:
     for n, (when, title) in enumerate({"start": "at the start", "trained": "after training"}.items()):
         bars.bar(places + 0.4 * n - 0.2, [row[f"recurrent_{when}"] for row in rows], 0.4, label=title)
     bars.set_xticks(places, [row["method"] for row in rows], rotation=30)
-    bars.set(ylabel="cosine to BPTT's gradient, recurrent weights", ylim=(None, 1.05))
+    bars.set(ylabel="cosine to BPTT's gradient, recurrent weights", ylim=(None, 1.25))
     bars.axhline(0, color="0.5", lw=1)
-    bars.legend(loc="lower left")
+    bars.legend(loc="upper right", ncols=2)
     for row in rows:
         costs.plot(row["steps"], row["recurrent_trained"], "o", ms=4 + 2 * np.log10(row["carried"]) - 5)
         costs.annotate(
@@ -63,7 +63,9 @@ def curves(rows: Rows, part: str, changes: dict[int, int], axes: Any) -> None:
         at = (np.arange(len(curve)) + 0.5) * row["updates"] / len(curve)
         if part == "text":
             at = at / row["updates"]
-        axes.plot(at, curve.mean(axis=1), color=f"C{n}", label=row["method"])
+        axes.plot(
+            at, curve.mean(axis=1), "--" if row["method"] == "immediate" else "-", color=f"C{n}", label=row["method"]
+        )
         if curve.shape[1] > 1:
             axes.plot(at, curve, color=f"C{n}", lw=0.6, alpha=0.4)
     for step, delay in changes.items():
