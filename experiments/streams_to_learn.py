@@ -119,13 +119,16 @@ def adding(batch: int, length: int, sequences: int) -> Stream:
     return _stretched(net, loss, sequence, sequences, longest, start)
 
 
-def reading(recurrent: rnn.Cell, size: int, batch: int, text: Text, characters: int) -> Stream:
-    """A text read once, side by side in eight stretches; bits per byte, each predicted before it is learned from."""
+def reading(recurrent: rnn.Cell, batch: int, text: Text, characters: int) -> Stream:
+    """A text read once, side by side in eight stretches; bits per byte, each predicted before it is learned from.
+
+    Bytes go into the cell as they are, without an embedding: its weights would reach every unit within a step, and be
+    as dense to remember as those of a lower layer.
+    """
     inputs, targets, _ = symbols(shuffled(text, 2048, seed=0))
     steps = characters // batch // 8
     whole = jax.tree.map(lambda a: jnp.asarray(a[: 8 * steps * batch].reshape(batch, -1).T), (inputs, targets))
-    embed = nn.Embed(BYTES, size, embedding_init=nn.initializers.normal(1.0))
-    net = rnn.stack(rnn.layer(embed), recurrent, rnn.layer(nn.Dense(BYTES)))
+    net = rnn.stack(rnn.lift(partial(jax.nn.one_hot, num_classes=BYTES)), recurrent, rnn.layer(nn.Dense(BYTES)))
 
     def some(key: jax.Array, n: jax.Array) -> Any:
         del key

@@ -102,7 +102,7 @@ def test_adding_is_set_as_in_the_paper():
 
 def test_the_text_is_read_once():
     text = Text(bytes(range(97, 123)) * 8, np.arange(208) == 0)
-    stream = streams_to_learn.reading(rnn.ind_rnn(2), 2, 2, text, 192)
+    stream = streams_to_learn.reading(rnn.ind_rnn(2), 2, text, 192)
     stretches = [some(stream, n) for n in range(8)]
     inputs, targets = (np.concatenate([part[k] for part in stretches]) for k in (0, 1))
     assert inputs.shape == (96, 2)
