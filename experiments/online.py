@@ -64,7 +64,7 @@ HELD_OUT = 100_000  # bytes of text that is not learned from
 @dataclasses.dataclass(frozen=True)
 class Config:
     parts: tuple[Part, ...] = ("table", "stream", "copy", "drift", "text")
-    """What to do, in this order; adding, which takes as long as the others together, only where it is asked for."""
+    """What to do, in this order; also adding, which takes as long as the others together."""
     size: int = 16  # Units of the GRUs that learn streams; the table's has twice as many, the text's four times.
     batch: int = 8  # Streams side by side.
     seeds: int = 3  # Nets per method, each with a stream of its own.
@@ -183,12 +183,9 @@ def main(config: Config) -> None:
     if not 0 < config.delay <= 64 or config.characters < 8 * 64 * config.batch:
         raise harness.UsageError("--delay must be 1 to 64, --characters at least 512 times the batch")
     about = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "parts")}
-    settings = dataclasses.replace(config, parts=(), run="")  # so that what is cached does not depend on them
+    measured = dataclasses.replace(config, parts=(), run="")  # so that what is cached does not depend on them
     work = [{"part": part, "method": method} for part in config.parts for method in COMPARED[part]]
-
-    def measure(part: str, method: str) -> dict[str, Any]:
-        return compared(settings, method) if part == "table" else learned(settings, part, method)
-
+    measure = lambda part, method: compared(measured, method) if part == "table" else learned(measured, part, method)
     with rnn.training.Run(config.run, {"experiment": "online", **about}) as run:
         write = lambda rows: run.write("table.csv", as_csv(rows))
         rows = harness.records(run, work, measure, console, then=write)
