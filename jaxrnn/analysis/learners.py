@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -79,16 +80,15 @@ def compare(
     checks.a_cell("compare", cell)
     draws = checks.positive_int("compare", "draws", draws)
     steps, named = checks.steps("compare", xs), _named(methods)
-    expected = jax.jit(jax.grad(lambda p: _loss(cell, p, xs, state, key)))(params)
+    expected = _expected(cell, params, xs, state, key)
     forward = _forward_flops(cell, params, xs)
     found = {}
     for name, method in named.items():
         window, learner = getattr(method, "every", 1), online(cell, method)
         if steps % window:
             raise ValueError(f"compare: xs has {steps} steps, which every = {window} of {name} does not divide")
-        run = jax.jit(lambda key, learner=learner, window=window: _summed(learner, params, xs, state, key, window))
         keys = [key] if key is None or not method.draws else list(jax.random.split(key, draws))
-        near = [_near(run(k)[0], expected) for k in keys]
+        near = [_near(_summed(learner, window, params, xs, state, k), expected) for k in keys]
         carry = jax.eval_shape(lambda learner=learner: learner.init(params, trees.first_step(xs), state, key=key))
         one = trees.all_steps(trees.first_step(xs), window)
         found[name] = Compared.mean_of(
@@ -115,9 +115,17 @@ def _loss(cell: Cell, params: Params, xs: Tree, state: State | None, key: Key | 
     return jnp.sum(jax.vmap(lambda y: mean(a_loss(y, batch)))(losses))
 
 
-def _summed(
-    learner: Learner, params: Params, xs: Tree, state: State | None, key: Key | None, window: int
-) -> tuple[Params, None]:
+# Compiled once for a cell and a method, whatever the parameters: they are compared before training and after.
+
+
+@partial(jax.jit, static_argnums=0)
+def _expected(cell: Cell, params: Params, xs: Tree, state: State | None, key: Key | None) -> Params:
+    """BPTT's gradient."""
+    return jax.grad(lambda p: _loss(cell, p, xs, state, key))(params)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _summed(learner: Learner, window: int, params: Params, xs: Tree, state: State | None, key: Key | None) -> Params:
     """The gradients of all windows, added up."""
 
     def body(both: Any, xs: Tree) -> Any:
@@ -128,7 +136,7 @@ def _summed(
     carry = learner.init(params, jax.tree.map(lambda a: a[0], xs), state, key=key)
     windows = jax.tree.map(lambda a: a.reshape(-1, window, *a.shape[1:]), xs)
     (_, total), _ = lax.scan(body, (carry, jax.tree.map(jnp.zeros_like, params)), windows)
-    return total, None
+    return total
 
 
 def _forward_flops(cell: Cell, params: Params, xs: Tree) -> int:
