@@ -23,7 +23,7 @@ def cell():
         (tbptt(4), rnn.truncated(every=1, reach=4)),
         (immediate(), rnn.truncated(1)),
     ],
-    ids=str,
+    ids=["all", "all by three", "three", "three of six", "one of four", "immediate"],
 )
 def test_windows_are_those_of_truncated(method, scan, x64):
     net, params, xs = problem(cell(), T=12)
