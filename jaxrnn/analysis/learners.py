@@ -80,7 +80,8 @@ def compare(
     checks.a_cell("compare", cell)
     draws = checks.positive_int("compare", "draws", draws)
     steps, named = checks.steps("compare", xs), _named(methods)
-    expected = _expected(cell, params, xs, state, key)
+    if steps == 0:
+        raise ValueError("compare: xs has no time steps; a sequence needs at least one")
     forward = _forward_flops(cell, params, xs)
     found = {}
     for name, method in named.items():
@@ -88,7 +89,9 @@ def compare(
         if steps % window:
             raise ValueError(f"compare: xs has {steps} steps, which every = {window} of {name} does not divide")
         keys = [key] if key is None or not method.draws else list(jax.random.split(key, draws))
-        near = [_near(_summed(learner, window, params, xs, state, k), expected) for k in keys]
+        # A cell that draws draws the same for both.
+        pairs = [(_summed(learner, window, params, xs, state, k), _expected(cell, params, xs, state, k)) for k in keys]
+        near = [_near(*pair) for pair in pairs]
         carry = jax.eval_shape(lambda learner=learner: learner.init(params, trees.first_step(xs), state, key=key))
         one = trees.all_steps(trees.first_step(xs), window)
         found[name] = Compared.mean_of(
@@ -98,10 +101,14 @@ def compare(
 
 
 def _named(methods: Mapping[str, Method] | Sequence[Method]) -> dict[str, Method]:
-    found = dict(methods) if isinstance(methods, Mapping) else {_name(m): m for m in methods}
-    for method in found.values():
-        if not isinstance(method, Method):
+    each = list(methods.values()) if isinstance(methods, Mapping) else methods
+    each = list(each) if isinstance(each, Sequence) else [each]
+    for method in each:
+        if isinstance(method, type) or not isinstance(method, Method):
             raise TypeError(f"compare: methods must be values such as rtrl() or snap(1), got {method!r}")
+    found = dict(methods) if isinstance(methods, Mapping) else {_name(m): m for m in each}
+    if len(found) < len(each):
+        raise ValueError(f"compare: {', '.join(map(_name, each))} have a name twice; give a dict of methods by name")
     return found
 
 

@@ -15,10 +15,13 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import Var
 
-from jaxrnn.engine.ir import Atom, is_float, is_var
+from jaxrnn import trees
+from jaxrnn.engine.evaluate import apply, trace
+from jaxrnn.engine.ir import Atom, is_float, is_var, variables
 from jaxrnn.engine.rules import Equation, Kind, inner_jaxprs, rule
 
 Mask = Any  # a numpy array of booleans, [C, *shape]
@@ -29,7 +32,6 @@ class Seen(NamedTuple):
     """How masks are propagated."""
 
     batch: tuple[int, ...]  # *B
-    values: bool = False  # whether a result's value counts, and not its derivative alone
 
 
 def reached_from(equations: Iterable[Equation], seeds: Masks, seen: Seen) -> Masks:
@@ -37,25 +39,32 @@ def reached_from(equations: Iterable[Equation], seeds: Masks, seen: Seen) -> Mas
     found = dict(seeds)
     for equation in equations:
         operands = [found.get(a) if is_var(a) else None for a in equation.invars]
-        if all(m is None for m in operands) or not (seen.values or rule(equation).has_derivative):
+        if all(m is None for m in operands) or not rule(equation).has_derivative:
             continue
         results = _results(equation, operands, seen)
         for v, mask in zip(equation.outvars, results, strict=True):
-            if mask is not None and (seen.values or is_float(v)) and mask.any():
+            if mask is not None and is_float(v) and mask.any():
                 found[v] = mask | seeds[v] if v in seeds else mask
     return found
 
 
 def _results(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
     name = equation.primitive.name
-    if name.startswith(("custom_jvp", "custom_vjp")):
-        # A derivative of its own may pass where values do: that of a spike passes through a comparison.
-        return _called(equation, operands, seen._replace(values=True))
+    if name.startswith("custom_jvp"):
+        return _of_rule(equation, operands, seen)
+    if rule(equation).kind in (Kind.CALL, Kind.REMAT):
+        return _called(equation, operands, seen)
     if name == "cond":
         return _of_branches(equation, operands, seen)
+    if name == "scan":
+        return _of_scan(equation, operands, seen)
     if name == "dot_general":
         return [_of_product(equation, operands)]
-    if name == "select_n" and not seen.values:
+    if name == "sort":
+        return _of_sort(equation, operands)
+    if name == "optimization_barrier":
+        return operands
+    if name == "select_n":
         operands = [None, *operands[1:]]
     move = _MOVES.get(name)
     if move is not None:
@@ -184,6 +193,62 @@ def _of_product(equation: Equation, operands: list[Mask | None]) -> Mask | None:
 # --- what calls something, and what is not known ------------------------------------------------------------------
 
 
+def _of_rule(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
+    """Of a function with a derivative of its own: what its rule makes of tangents, whatever its values do."""
+    inputs = variables(equation.invars)
+    floats = [is_float(v) for v in inputs]
+    moved = [is_float(v) for v in equation.outvars]
+
+    def tangents(*args: Any) -> list[Any]:
+        primals, directions = args[: len(inputs)], list(args[len(inputs) :])
+        value = lambda *given: apply(equation, dict(zip(inputs, trees.put(floats, given, primals), strict=True)))
+        return trees.only(moved, jax.jvp(lambda *g: list(value(*g)), trees.only(floats, primals), directions)[1])
+
+    kinds = [v.aval for v in inputs]
+    flat = trace(tangents, *kinds, *trees.only(floats, kinds))
+    given = {a: m for a, m in zip(equation.invars, operands, strict=True) if is_var(a)}
+    seeds = {v: given[a] for v, a in zip(flat.inputs[len(inputs) :], trees.only(floats, inputs), strict=True)}
+    found: dict[Any, Mask] = reached_from(flat.equations, {v: m for v, m in seeds.items() if m is not None}, seen)
+    results = iter(found.get(a) if is_var(a) else None for a in flat.outputs)
+    return [next(results) if has else None for has in moved]
+
+
+def _of_scan(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
+    """A loop within a step: its carry until nothing is added; what is stacked, of any of its rounds."""
+    (body,), params = inner_jaxprs(equation), equation.params
+    consts, carries = params["num_consts"], params["num_carry"]
+    last = consts + carries
+    within = [m if n < last or m is None else m.any(1) for n, m in enumerate(operands)]
+    while True:
+        seeds = {v: m for v, m in zip(body.invars, within, strict=True) if m is not None}
+        found: dict[Any, Mask] = reached_from(body.eqns, seeds, seen)
+        out = [found.get(a) if is_var(a) else None for a in body.outvars]
+        grown = [_either(a, b) for a, b in zip(within[consts:last], out[:carries], strict=True)]
+        if all(_same(a, b) for a, b in zip(grown, within[consts:last], strict=True)):
+            break
+        within[consts:last] = grown
+    stacked = [
+        None if m is None else np.broadcast_to(m[:, None], (len(m), *_shape(v)))
+        for m, v in zip(out[carries:], equation.outvars[carries:], strict=True)
+    ]
+    return [*grown, *stacked]
+
+
+def _of_sort(equation: Equation, operands: list[Mask | None]) -> Sequence[Mask | None]:
+    axis = equation.params["dimension"] + 1
+    # Which place a value goes to has no derivative; it may go to any.
+    spread = lambda m: None if m is None else np.broadcast_to(m.any(axis, keepdims=True), m.shape)
+    return [spread(m) for m in operands]
+
+
+def _same(a: Mask | None, b: Mask | None) -> bool:
+    return a is b or (a is not None and b is not None and bool((a == b).all()))
+
+
+def _either(a: Mask | None, b: Mask | None) -> Mask | None:
+    return b if a is None else a if b is None else a | b
+
+
 def _called(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
     inside = inner_jaxprs(equation)[0]
     if len(inside.invars) != len(operands):
@@ -195,14 +260,12 @@ def _called(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequ
 
 def _of_branches(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
     """What any branch may do; which one is taken has no derivative."""
-    if seen.values and operands[0] is not None:
-        return _dense(equation, operands, seen)
     results: list[Mask | None] = [None] * len(equation.outvars)
     for branch in inner_jaxprs(equation):
         seeds = {v: m for v, m in zip(branch.invars, operands[1:], strict=True) if m is not None}
         found: dict[Any, Mask] = reached_from(branch.eqns, seeds, seen)
         each = [found.get(a) if is_var(a) else None for a in branch.outvars]
-        results = [a if b is None else b if a is None else a | b for a, b in zip(results, each, strict=True)]
+        results = [_either(a, b) for a, b in zip(results, each, strict=True)]
     return results
 
 

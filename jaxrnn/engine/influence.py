@@ -91,7 +91,8 @@ def same_program(one: Core, other: Core) -> bool:
 
 def _pattern(core: Core) -> tuple[np.ndarray, np.ndarray]:
     """Of the core's Jacobian, [rows, columns]; and which columns an output depends on."""
-    masks = reached_from([e for e in core.equations if id(e) not in core.terms], _seeds(core), Seen(core.batch))
+    terms = core.terms
+    masks = reached_from([e for e in core.equations if id(e) not in terms], _seeds(core), Seen(core.batch))
     rows = [_of_example(core, masks, v) for v in (*core.state_out, *core.operands)]
     none = np.zeros((0, core.units + sum(tap.size for tap in core.taps)), bool)
     read = [masks[v].reshape(len(none.T), -1).any(1) for v in core.outputs if is_var(v) and v in masks]
@@ -129,7 +130,8 @@ def _of_example(core: Core, masks: Masks, v: Any) -> np.ndarray:
     own = count - sum(tap.size for tap in core.taps if tap.is_shared)
     if mask[:own, 1:].any():
         raise Mixes("what one example of the batch becomes depends on another one")
-    return mask[:, 0].T
+    # Of a weight that the examples share, each may read another part.
+    return np.concatenate([mask[:own, 0], mask[own:].any(1)]).T
 
 
 class Structure(NamedTuple):
@@ -145,11 +147,6 @@ class Structure(NamedTuple):
     @property
     def colours(self) -> int:
         return int(self.colour.max(initial=-1)) + 1
-
-    @property
-    def dense_row(self) -> int:
-        """The number that stands for no row at all."""
-        return self.core.units
 
     def kept(self, order: int | None = None, layerwise: bool = False) -> list[Kept]:
         """Which rows of the state are remembered for each tap.

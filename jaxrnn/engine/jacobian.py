@@ -37,20 +37,27 @@ def state_leaves(core: Core, features: jax.Array) -> list[jax.Array]:
     return [part.reshape(like.aval.shape).astype(like.aval.dtype) for part, like in zip(parts, core.state, strict=True)]
 
 
-def with_taps(core: Core, added: dict[Any, Any], held: Env | None = None) -> dict[int, Override]:
-    """Stand-ins under which something is added to each tap; the terms of taps held fast at values, where given."""
+def with_taps(core: Core, added: dict[Any, Any], plain: Env, *, held: bool = False) -> dict[int, Override]:
+    """Stand-ins under which something is added to each tap. `held`: the terms of taps keep the values of `plain`.
+
+    A weight can be a tap itself and in a term of another one: the term then reads it as it is in `plain`.
+    """
     ways: dict[int, Override] = {}
-    terms = {} if held is None else {id(e): held[e.outvars[0]] for e in core.equations if id(e) in core.terms}
+    terms, shared = core.terms, {tap.at for tap in shared_taps(core)}
     for e in core.equations:
-        out = e.outvars[0] if e.outvars else None
-        if id(e) in terms or out in added:
-            ways[id(e)] = _way(e, terms.get(id(e)), added.get(out))
+        out: Any = e.outvars[0] if e.outvars else None
+        term = terms.get(id(e))
+        if term is None and out not in added:
+            continue
+        value = plain[out] if term is not None and held else None
+        as_it_is = {term.weight: plain[term.weight]} if term is not None and term.weight in shared else {}
+        ways[id(e)] = _way(e, value, added.get(out), as_it_is)
     return ways
 
 
-def _way(equation: Equation, value: Any, more: Any) -> Override:
+def _way(equation: Equation, value: Any, more: Any, as_it_is: Env) -> Override:
     def way(env: Env) -> list[Any]:
-        found = apply(equation, env)[0] if value is None else value
+        found = apply(equation, env | as_it_is)[0] if value is None else value
         return [found if more is None else found + more]
 
     return way
@@ -104,7 +111,8 @@ class Jacobian:
         """The core's Jacobian, [*B, colours, R]."""
         core, env = self.core, self.env
         rows = [*core.state_out, *core.operands]
-        moving = [e for e in core.equations if id(e) not in core.terms]
+        terms = core.terms
+        moving = [e for e in core.equations if id(e) not in terms]
         seeds_at = [*core.state, *(tap.at for tap in core.taps)]
         depends = reached(moving, seeds_at)
         needed = [e for e in slice_back(core.equations, rows, []) if not depends.isdisjoint(e.outvars)]
@@ -113,7 +121,7 @@ class Jacobian:
             added = {tap.at: e for tap, e in zip(own_taps(core), own, strict=True)}
             inside = env | dict(zip(core.state, state, strict=True))
             inside |= {tap.at: env[tap.at] + e for tap, e in zip(shared_taps(core), shared, strict=True)}
-            out = run(needed, inside, with_taps(core, added, env))
+            out = run(needed, inside, with_taps(core, added, env, held=True))
             return flat_features(core, [read(out, v) for v in rows], self.dtype)
 
         own, shared = nothing_added(core)
@@ -185,11 +193,11 @@ class Jacobian:
         return self._moved[key]
 
     def _find_moved(self, k: int, sources: np.ndarray) -> Any:
-        core, where = self.core, self.core.rows()
+        core, places = self.core, self.core.rows()
         total: Any = None
         products = core.products(core.taps[k])
         for term in products:
-            rows = where[term.operand]
+            rows = places[term.operand]
             direct = self.structure.local[rows][:, sources]
             through = self._taps_between(rows, k, sources)
             if not (direct.any() or through):
@@ -249,7 +257,7 @@ def linear_step(structure: Structure, env: Env, dtype: Any) -> Callable[..., jax
         added = {tap.at: e for tap, e in zip(own_taps(core), own, strict=True)}
         inside = env | dict(zip(core.state, state_leaves(core, state), strict=True))
         inside |= {tap.at: env[tap.at] + e for tap, e in zip(shared_taps(core), shared, strict=True)}
-        out = run(needed, inside, with_taps(core, added))
+        out = run(needed, inside, with_taps(core, added, env))
         return flat_features(core, [read(out, v) for v in core.state_out], dtype)
 
     before = flat_features(core, [env[v] for v in core.state], dtype)

@@ -22,10 +22,10 @@ from jax import lax
 from jax.extend.core import Var
 
 from jaxrnn.engine.dependence import is_stretched_to
-from jaxrnn.engine.evaluate import Override, again, apply, is_plain_product
-from jaxrnn.engine.ir import Atom, Env, Flat, is_float, is_var, slice_back, variables
+from jaxrnn.engine.evaluate import Override, again, is_plain_product, product
+from jaxrnn.engine.ir import Atom, Env, Flat, is_float, is_var, read, slice_back, variables
 from jaxrnn.engine.rewrites import split_products
-from jaxrnn.engine.rules import Equation, Kind, is_remat, rule
+from jaxrnn.engine.rules import Equation, is_light, is_remat, rule
 
 
 class Term(NamedTuple):
@@ -99,7 +99,7 @@ def entered(flat: Flat, states: int, params: int, batch: tuple[int, ...]) -> Ent
     overrides = {id(e): way for e in flat.equations if (way := _as_rows(e, known, batch)) is not None}
     if overrides:
         flat = again(flat, overrides=overrides)
-    known = _Weights.of(flat, states, params).without_repeated(batch)
+    known = _Weights.of(flat, states, params).without_repeated(flat, batch)
     core = [e for e in flat.equations if id(e) not in known.made]
     return Entered(
         flat, [e for e in flat.equations if id(e) in known.made], core, _taps(flat, core, states, known, batch)
@@ -127,7 +127,7 @@ class _Weights(NamedTuple):
                 learned.update(filter(is_float, e.outvars))
         return cls(invariant, learned, made)
 
-    def without_repeated(self, batch: tuple[int, ...]) -> _Weights:
+    def without_repeated(self, flat: Flat, batch: tuple[int, ...]) -> _Weights:
         """Without those that are repeated for each example, and what is made of these element by element."""
         repeated, made, lead = set(), dict(self.made), len(batch)
         for e in self.made.values():
@@ -138,8 +138,9 @@ class _Weights(NamedTuple):
                     repeated.add(out)
                 elif _repeats(e, batch):
                     repeated.add(out)
-        for e in self.made.values():  # what a matrix is made of stays with the matrix
-            if not repeated.isdisjoint(variables(e.invars)) and repeated.isdisjoint(e.outvars):
+        for e in flat.equations:  # what a matrix is made of stays with the matrix, though it be as large as the batch
+            reads_one = not repeated.isdisjoint(variables(e.invars)) and repeated.isdisjoint(e.outvars)
+            if reads_one and (id(e) in self.made or not is_light(e)):
                 repeated -= _above(self.made.values(), e)
         for e in self.made.values():
             if not repeated.isdisjoint(e.outvars):
@@ -165,7 +166,7 @@ def _repeats(equation: Equation, batch: tuple[int, ...]) -> bool:
 
 def _as_rows(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Override | None:
     """`W h`, `h W^T` and complex products as real products of rows with a matrix; complex weights in two parts."""
-    if rule(equation).kind in (Kind.ARITHMETIC, Kind.COSTLY):
+    if equation.primitive.name in _ELEMENTWISE:
         return _spread(equation, known, batch)
     if equation.primitive.name == "broadcast_in_dim":
         v = equation.invars[0]
@@ -185,6 +186,13 @@ def _as_rows(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Ove
     return None if is_plain_product(equation) and not is_complex else _rows(equation, side, axes[side], is_complex)
 
 
+# What weights are added to or multiplied with in a step, as functions that can be called with other shapes.
+_ELEMENTWISE: dict[str, Callable[..., jax.Array]] = {
+    "add_any": lax.add,
+    **{name: getattr(lax, name) for name in ("add", "sub", "mul", "div", "max", "min", "pow")},
+}
+
+
 def _spread(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Override | None:
     """Weights that an elementwise operation repeats for each example, scalars or rows of one, repeated beforehand."""
     out = equation.outvars[0].aval.shape
@@ -202,7 +210,7 @@ def _spread(equation: Equation, known: _Weights, batch: tuple[int, ...]) -> Over
     def spread(env: Env) -> Any:
         dims = lambda a: tuple(range(len(out) - len(_shape(a)), len(out)))
         wide = {a: lax.broadcast_in_dim(env[a], out, dims(a)) for a in repeated}
-        return apply(equation, env | wide)
+        return [_ELEMENTWISE[equation.primitive.name](*(read(env | wide, a) for a in equation.invars))]
 
     return spread
 
@@ -212,19 +220,20 @@ def _rows(equation: Equation, side: int, axis: int, is_complex: bool) -> Overrid
 
     def rows(env: Env) -> list[Any]:
         w, a = env[equation.invars[side]], env[equation.invars[1 - side]]
-        z = multiply(a, w if axis == 0 else w.T, equation.params["precision"])
+        z = multiply(a, w if axis == 0 else w.T, equation)
         return [z if side == 1 else jnp.moveaxis(z, -1, 0)]
 
     return rows
 
 
-def _product(a: jax.Array, w: jax.Array, precision: Any) -> jax.Array:
-    return lax.dot_general(a, w, (((a.ndim - 1,), (0,)), ((), ())), precision=precision)
+def _product(a: jax.Array, w: jax.Array, equation: Equation) -> jax.Array:
+    return product(a, w, equation, 0)
 
 
-def _product_of_parts(a: jax.Array, w: jax.Array, precision: Any) -> jax.Array:
+def _product_of_parts(a: jax.Array, w: jax.Array, equation: Equation) -> jax.Array:
     """(a + i b)(U + i V) = (a U - b V) + i (a V + b U)"""
-    by = lambda p, q: _product(p, q, precision)
+    how = {name: equation.params.get(name) for name in ("precision", "out_sharding")}
+    by = lambda p, q: lax.dot_general(p, q, (((p.ndim - 1,), (0,)), ((), ())), **how)
     if not jnp.iscomplexobj(w):
         return lax.complex(by(a.real, w), by(a.imag, w))
     if not jnp.iscomplexobj(a):

@@ -90,7 +90,7 @@ def _grown(
             given, more = each
             added = dict(zip((tap.at for tap in core.taps), more, strict=True))
             moved = {tap.at: once[tap.at] + added[tap.at] for tap in shared_taps(core)}
-            env = run(step.found.core, once | step.inputs(state, given) | moved, with_taps(core, added))
+            env = run(step.found.core, once | step.inputs(state, given) | moved, with_taps(core, added, once))
             return step.outcome(env)[0], [remembering.factors(core, tap, env, step.dtype) for tap in core.taps]
 
         before = from_real(trees.put(carried, state_floats, state_in), state)

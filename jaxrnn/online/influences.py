@@ -112,7 +112,9 @@ class eprop(layerwise):
         z_t = x_t U + stop_gradient(h_tm1) W         where a layer feeds itself; then as `layerwise`
 
     What a unit remembers within itself (an LSTM's c, a membrane's voltage, leaky units as in RFLO) keeps its credit;
-    what goes around by the recurrent weights has none. The derivative of spikes is the cell's own `jax.custom_jvp`.
+    what goes around by the recurrent weights has none. The derivative of spikes is the cell's own `jax.custom_jvp`. Cut
+    are products of rows with a matrix of weights; a recurrence by a convolution, by heads (`slstm`) or by a matrix that
+    is not learned is left whole.
     Memory: one row per weight for most cells. Cost per step: about 7 forward steps, whatever the size. Biased; it
     equals BPTT of the cut net, which a test holds it to.
     Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons"; Murray 2019,

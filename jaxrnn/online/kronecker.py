@@ -12,7 +12,7 @@ from jax.extend.core import Var
 from jaxrnn.engine.jacobian import Jacobian
 from jaxrnn.online import remembering
 from jaxrnn.online.learner import Found, Method, Window
-from jaxrnn.online.rank_one import Signs, _norm, _ratio
+from jaxrnn.online.rank_one import Signs, norm, ratio
 from jaxrnn.online.step import OnlineStep
 from jaxrnn.types import Key, State
 
@@ -77,7 +77,7 @@ class kf_rtrl(Method):
             return Factors(None, carried + here)
         lead = a.ndim - 1
         c1, c2 = self.signs(key, (2, *a.shape[:-1]), a.dtype)
-        p1 = c1 * _ratio(_norm([carried], lead), _norm([u], lead))
-        p2 = c2 * _ratio(_norm([here], lead), _norm([a], lead))
+        p1 = c1 * ratio(norm([carried], lead), norm([u], lead))
+        p2 = c2 * ratio(norm([here], lead), norm([a], lead))
         operand = p1[..., None] * u + p2[..., None] * a
         return Factors(operand, carried / p1[..., None, None] + here / p2[..., None, None])

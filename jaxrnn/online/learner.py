@@ -76,7 +76,7 @@ def by_steps(one: Callable[..., Found], state: State, memory: Tree, window: Wind
     def body(carry: Any, each: Any) -> Any:
         state, memory, total = carry
         state, memory, *found = one(state, memory, now(each))
-        return (state, memory, jax.tree.map(jnp.add, total, tuple(found))), None
+        return (state, memory, jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, tuple(found))), None
 
     (state, memory, (loss, grads)), _ = lax.scan(body, (state, memory, nothing), steps)
     return state, memory, loss, grads
@@ -92,10 +92,11 @@ def online(cell: Cell, method: Method) -> Learner:
     The cell ends in its loss, one number per example: `with_loss(net, loss)`. How often to update is the caller's
     choice, how far credit reaches back in time is the method's: `rtrl`, `snap`, `layerwise`, `eprop`, `uoro`,
     `kf_rtrl`, `tbptt`, `immediate`. Resets and lengths are the cell's: `resettable(cell)`, `masked(cell)`.
-    Cost: each method says. Memory does not grow with the length of the stream.
+    Cost: each method says, under `jax.jit`, where the step is taken apart once; memory does not grow with the stream.
     Raises: TypeError for what is no cell or no method. At the first call, ValueError for a cell that does not end in
     a loss, an empty window, inputs of another batch than the carry's, a step with side effects or one whose examples
-    depend on one another, and for a method that draws without a key.
+    are seen to depend on one another, a `custom_vjp` on the way to the state, a carry of another cell or method, and
+    for a method that draws without a key.
     """
     checks.a_cell("online", cell)
     if isinstance(method, type) or not isinstance(method, Method):
@@ -116,9 +117,17 @@ class Making(Picklable):
         batch = inference.batch_shape("online", self.cell, params, x)
         begin = None if key is None else jax.random.split(key)[0]
         begun = params if begin is None else self.cell.begin(params, begin)
-        fresh = jnp.ones((), bool) if state is None and _is_learned(self.cell, params, batch) else None
-        start = self.cell.initial_state(begun, batch) if state is None else jax.tree.map(jnp.asarray, state)
-        step = self.step(params, start, trees.struct(x), key, batch, fresh)
+        if state is None:
+            fresh = jnp.ones((), bool) if _is_learned(self.cell, params, begin, batch) else None
+            start = self.cell.initial_state(begun, batch)
+        else:
+            fresh, start = None, jax.tree.map(jnp.asarray, state)
+            look = inference.step_from_given("init", self.cell, begun, start, trees.struct(x), key)
+            remedy = f"start from cell.initial_state(params, {batch}), or a state of that type"
+            checks.same_type("init", "state", look.state_out, look.state, remedy)
+            checks.same_type("init", "state", self._first_state(begun, batch), trees.struct(start), remedy)
+        start = jax.tree.map(lambda a: trees.of_type(a, jax.ShapeDtypeStruct(a.shape, a.dtype)), start)
+        step = self.step(params, start, trees.struct(x), key, batch, fresh, key)
         return Carry(start, self.method.memory(step), jnp.zeros((), jnp.int32), key, fresh)
 
     def update(
@@ -131,9 +140,14 @@ class Making(Picklable):
             raise ValueError("update: xs has no time steps; a window needs at least one")
         x = trees.first_step(xs)
         batch = inference.batch_shape("online", self.cell, params, x)
-        self._check_batch(params, carry, x, batch)
+        begin = None if carry.key is None else jax.random.split(carry.key)[0]
+        begun = params if begin is None else self.cell.begin(params, begin)
+        remedy = f"xs has the batch dimensions {list(batch)}; start anew with init for another batch, cell or method"
+        checks.same_type("update", "carry.state", self._first_state(begun, batch), trees.struct(carry.state), remedy)
         step = self.step(params, carry.state, x, carry.key if key is None else key, batch, carry.fresh, carry.key)
-        window = self._window(step, params, carry, xs, key, steps)
+        memory = jax.eval_shape(lambda: self.method.memory(step))
+        checks.same_type("update", "carry.memory", memory, trees.struct(carry.memory), remedy)
+        window = self._window(params, begin, carry, xs, key, steps)
         state, memory, loss, grads = self.method.over(step, carry.state, carry.memory, window)
         fresh = None if carry.fresh is None else jnp.zeros_like(carry.fresh)
         return Carry(state, memory, carry.steps + steps, carry.key, fresh), loss, step.gradient(params, grads)
@@ -146,39 +160,42 @@ class Making(Picklable):
         key: Key | None,
         batch: tuple[int, ...],
         fresh: jax.Array | None,
-        begin: Key | None = None,
+        begin: Key | None,
     ) -> OnlineStep:
         """The cell's step for these types; `key` and `begin` stand for a key of any step and of the sequence."""
         if self.method.draws and key is None:
             name = type(self.method).__name__
             raise ValueError(f"online: {name} draws random signs; give a key, init(params, x, key=jax.random.key(0))")
-        kinds = trees.struct((params, state, Given(x, key, fresh), key if begin is None else begin))
+        kinds = trees.struct((params, state, Given(x, key, fresh), begin))
         kind_of_params, kind_of_state, given, kind_of_begin = kinds
-        return OnlineStep(self.cell, batch, kind_of_params, kind_of_state, given, kind_of_begin, self.method.is_cut)
+        cut = self.method.is_cut
+        return OnlineStep(self.cell, batch, kind_of_params, kind_of_state, given, kind_of_begin, cut)
 
-    def _check_batch(self, params: Params, carry: Carry, x: Tree, batch: tuple[int, ...]) -> None:
-        expected = jax.eval_shape(lambda p: self.cell.initial_state(p, batch), params)
-        if trees.same_structure(expected, carry.state) and not trees.same_shapes(expected, carry.state):
-            remedy = f"xs has the batch dimensions {list(batch)}; start anew with init for another batch"
-            checks.same_type("update", "carry.state", expected, trees.struct(carry.state), remedy)
+    def _first_state(self, begun: Params, batch: tuple[int, ...]) -> State:
+        """Its types."""
+        return jax.eval_shape(lambda p: self.cell.initial_state(p, batch), begun)
 
-    def _window(self, step: OnlineStep, params: Params, carry: Carry, xs: Tree, key: Key | None, steps: int) -> Window:
+    def _window(self, params: Params, begin: Key | None, carry: Carry, xs: Tree, key: Key | None, steps: int) -> Window:
         base, first = (carry.key, carry.steps) if key is None else (key, jnp.zeros((), jnp.int32))
         keys = signs = None
         if base is not None:  # those of `unroll`, and others for the method
             times = (first + jnp.arange(steps, dtype=jnp.int32)).astype(jnp.uint32)
             fold = lambda key: jax.vmap(lambda t: jax.random.fold_in(key, t))(times)
             keys, signs = fold(jax.random.split(base)[1]), fold(jax.random.fold_in(base, 2))
-        begin = None if carry.key is None else jax.random.split(carry.key)[0]
         fresh = None if carry.fresh is None else carry.fresh & (jnp.arange(steps) == 0)
         return Window(params, begin, Given(jax.tree.map(jnp.asarray, xs), keys, fresh), signs)
 
 
-def _is_learned(cell: Cell, params: Params, batch: tuple[int, ...]) -> bool:
+def _is_learned(cell: Cell, params: Params, begin: Key | None, batch: tuple[int, ...]) -> bool:
     """Whether the first state depends on the parameters."""
     tree: Any
     leaves, tree = jax.tree.flatten(trees.struct(params))
-    flat = trace(lambda *args: jax.tree.leaves(cell.initial_state(tree.unflatten(args), batch)), *leaves)
+
+    def start(*args: Any) -> list[Any]:
+        given = tree.unflatten(args)
+        return jax.tree.leaves(cell.initial_state(given if begin is None else cell.begin(given, begin), batch))
+
+    flat = trace(start, *leaves)
     found = reached(flat.equations, filter(is_float, flat.inputs))
     return any(is_var(a) and is_float(a) and a in found for a in flat.outputs)
 

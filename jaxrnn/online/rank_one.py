@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -75,19 +76,22 @@ class uoro(Method):
             z[..., None] * remembering.factors(core, tap, env, step.dtype)[..., None, :]
             for tap, z in zip(core.taps, owed, strict=True)
         ]
-        r0 = _ratio(_norm(memory.weights, lead), _norm([moved], lead))
-        r1 = _ratio(_norm(here, lead), _norm([nu], lead))
+        none = jnp.zeros((*step.batch, 1), step.dtype)
+        r0 = ratio(norm([none, *memory.weights], lead), norm([moved], lead))
+        r1 = ratio(norm([none, *here], lead), norm([nu], lead))
         weights = [a / r0[..., None, None] + c / r1[..., None, None] for a, c in zip(memory.weights, here, strict=True)]
         return RankOne(r0[..., None] * moved + r1[..., None] * nu, weights)
 
 
-def _norm(arrays: list[jax.Array], lead: int) -> jax.Array:
-    """Of all of them together, for each example, [*B]."""
-    squares = [jnp.sum(a**2, tuple(range(lead, a.ndim))) for a in arrays]
-    return jnp.sqrt(sum(squares))
+def norm(arrays: list[jax.Array], lead: int) -> jax.Array:
+    """Of all of them together, for each example, [*B]; squares of nothing larger than 1 are taken."""
+    rows = [a.reshape(*a.shape[:lead], -1) for a in arrays]
+    largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(row), -1, initial=0) for row in rows))
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return scale * jnp.sqrt(functools.reduce(jnp.add, (jnp.sum((r / scale[..., None]) ** 2, -1) for r in rows)))
 
 
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """sqrt(a / b), 1 where both are 0; any factor but 0 leaves the product of the two vectors as it is."""
     least = jnp.sqrt(jnp.finfo(a.dtype).tiny)
     return jnp.sqrt((a + least) / (b + least))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Var
 
-from jaxrnn import checks, inference, trees
+from jaxrnn import checks, trees
 from jaxrnn.engine.evaluate import again, apply, run, trace
 from jaxrnn.engine.influence import Core, Mixes, Structure, core_of, lateral, same_program, structure
-from jaxrnn.engine.ir import Env, Flat, read
+from jaxrnn.engine.ir import Env, Flat, read, slice_back
 from jaxrnn.engine.jacobian import flat_features
-from jaxrnn.engine.rules import leaves_jax
+from jaxrnn.engine.rules import has_own_gradient, inner_jaxprs, leaves_jax
 from jaxrnn.engine.sites import Entered, entered
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
@@ -119,7 +119,8 @@ class OnlineStep:
     def _traced(self, batch: tuple[int, ...]) -> tuple[Flat, int, int]:
         """The step of so many examples as equations, and how many leaves the state and the parameters have."""
         sized = functools.partial(_resized, self.batch, batch)
-        step = dataclasses.replace(self, batch=batch, state=sized(self.state), given=sized(self.given))
+        given = self.given._replace(x=sized(self.given.x))
+        step = dataclasses.replace(self, batch=batch, state=sized(self.state), given=given)
         state, params = (real_leaves_of_types(t) for t in (step.state, (self.params, self.begin)))
         x_tree: Any
         x_leaves, x_tree = jax.tree.flatten(step.given)
@@ -149,15 +150,12 @@ class OnlineStep:
         So no size of a weight is taken for that of the batch. Where it is not the same program then (one example may
         need no repetition, say), it is seen in the batch itself.
         """
+        self._check_derivatives()
         seen = self.core
         if self.batch:
-            sizes = {n for e in self.found.flat.equations for v in (*e.invars, *e.outvars) for n in v.aval.shape}
-            few = next(n for n in itertools.count(2) if n not in sizes)
-            small = (few,) * len(self.batch)
-            flat, states, params = self._traced(small)
-            found = entered(flat, states, params, small)
-            other = core_of(self._cut(found, states, params, small) if self.is_cut else found, states, small)
-            seen = other if same_program(other, self.core) else seen
+            few = next(n for n in itertools.count(2) if n not in _sizes(self.found.flat.equations))
+            other = self._core_of_batch((few,) * len(self.batch))
+            seen = other if other is not None and same_program(other, self.core) else seen
         try:
             return structure(self.core, seen)
         except Mixes as error:
@@ -165,6 +163,31 @@ class OnlineStep:
                 f"online: {error}; an influence is kept example by example, so the cell must treat the examples of "
                 "a batch each by itself"
             ) from None
+
+    def _core_of_batch(self, batch: tuple[int, ...]) -> Core | None:
+        """The core of so many examples; None for a step that holds something of the size of its own batch."""
+        try:
+            flat, states, params = self._traced(batch)
+        except Exception:  # noqa: BLE001  whatever a user's step raises
+            return None
+        found = entered(flat, states, params, batch)
+        return core_of(self._cut(found, states, params, batch) if self.is_cut else found, states, batch)
+
+    def _check_derivatives(self) -> None:
+        """Raises: ValueError for what has no derivative forwards, or belongs to no example."""
+        for equation in slice_back(self.found.core, self.core.state_out, []):
+            if has_own_gradient(equation):
+                raise ValueError(
+                    "online: a function with a jax.custom_vjp leads to the state, and JAX cannot differentiate it "
+                    "forwards; write it as a jax.custom_jvp, or use tbptt()"
+                )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.state):
+            if trees.is_float(leaf) and leaf.shape[: len(self.batch)] != self.batch:
+                raise ValueError(
+                    f"online: {checks.leaf_name('state', path)} should start with the batch dimensions "
+                    f"{list(self.batch)}, got {checks.describe(leaf)}; an influence is kept example by example: give "
+                    "each its own, or use tbptt()"
+                )
 
     # --- at values -----------------------------------------------------------------------------------------------
 
@@ -212,9 +235,10 @@ class OnlineStep:
         )
 
     def nothing(self, params: Params) -> tuple[jax.Array, list[jax.Array]]:
-        """The loss and the gradient of no step at all."""
+        """The loss and the gradient of no step at all, in which those of many can be added up."""
         floats = [leaf for leaf in real_leaves(params) if trees.is_float(leaf)]
-        return jnp.zeros((), _sum_type(self.found.flat.outputs[-1].aval)), list(map(jnp.zeros_like, floats))
+        zeros = [jnp.zeros(leaf.shape, trees.wide(leaf.dtype)) for leaf in floats]
+        return jnp.zeros((), _sum_type(self.found.flat.outputs[-1].aval)), zeros
 
     def by_params(self, params: Params, begin: Key | None, by_weight: dict[Var, jax.Array]) -> list[jax.Array]:
         """Gradients of what is computed from weights alone, as those of the real parts of the parameters."""
@@ -241,7 +265,15 @@ class OnlineStep:
         leaves = real_leaves(params)
         learned = [trees.is_float(leaf) for leaf in leaves]
         zeros = [leaf if has else jnp.zeros_like(leaf) for has, leaf in zip(learned, leaves, strict=True)]
-        return from_real(trees.put(learned, real_grads, zeros), params, conjugate=True)
+        found = trees.put(learned, real_grads, zeros)
+        typed = [a.astype(leaf.dtype) if has else a for a, leaf, has in zip(found, leaves, learned, strict=True)]
+        return from_real(typed, params, conjugate=True)
+
+
+def _sizes(equations: Iterable[Any]) -> set[Any]:
+    """Of all that a step and what it calls compute with."""
+    sizes = {n for e in equations for v in (*e.invars, *e.outvars) for n in getattr(v.aval, "shape", ())}
+    return sizes.union(*(_sizes(jaxpr.eqns) for e in equations for jaxpr in inner_jaxprs(e)))
 
 
 def _sum_type(loss: Any) -> Any:
@@ -287,7 +319,3 @@ def a_loss(loss: Any, batch: tuple[int, ...] | None) -> jax.Array:
 def mean(loss: jax.Array) -> jax.Array:
     """Over the batch, in 32 bits at least."""
     return jnp.mean(loss.astype(_sum_type(loss)))
-
-
-def batch_of(cell: Cell, params: Params, x: Tree) -> tuple[int, ...]:
-    return inference.batch_shape("online", cell, params, x)
