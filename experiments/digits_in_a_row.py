@@ -17,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from sklearn.datasets import load_digits
 
 import jaxrnn as rnn
@@ -36,13 +35,10 @@ def _lru(size: int, steps: int) -> rnn.Cell:
     return rnn.stack(rnn.cells.lru(size, ring=(0.98, 1 - 0.2 / steps), max_phase=math.pi / 10), rnn.lift(jax.nn.gelu))
 
 
-_sized = lambda cell: lambda size, steps: cell(size)
 NETS = {
-    "lru, parallel()": Net(_lru, rnn.parallel()),
+    "lru, parallel(segment=32)": Net(_lru, rnn.parallel(segment=32)),
     "lru, jaxrnn.scan": Net(_lru, rnn.scan),
-    "min_lstm, parallel()": Net(_sized(rnn.cells.min_lstm), rnn.parallel(), (1, -1, 0)),
-    "lstm, jaxrnn.scan": Net(_sized(rnn.lstm), rnn.scan, (-1, 1, 0, 0)),
-    "lstm, lax.scan": Net(_sized(rnn.lstm), lax.scan, (-1, 1, 0, 0)),
+    "lstm, jaxrnn.scan": Net(lambda size, steps: rnn.lstm(size), rnn.scan, (-1, 1, 0, 0)),
 }
 
 
@@ -112,6 +108,6 @@ def learned(
         spent, n = spent + time.perf_counter() - start, n + 1
         if spent >= asked:
             curve.append((n, round(spent, 3), float(error), float(score(params))))
-            asked = spent + seconds / 20
+            asked = spent + seconds / 12
     curve.append((n, round(spent, 3), float(error), float(score(params))))
     return {"updates": n, "right": curve[-1][3], "seconds": spent, "curve": curve}
