@@ -2,7 +2,8 @@
 
 An image of 8 x 8 is 64 steps, after which nothing comes for `wait` steps; the last output is the answer. So what
 was seen must be kept over a wait many times as long as the digit. Every net has its memory opened to the sequence's
-length by the best means known for it, and runs under the scan that suits it; all train for the same seconds.
+length by the best means known for it, and runs under the scan that suits it; all train for the same seconds of the
+processor's time, which other programs on the machine do not change.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def built(net: Net, size: int, wait: int, seed: int) -> tuple[Any, Callable[...,
 def learned(
     name: str, size: int, batch: int, wait: int, seconds: float, rate: float = 3e-3, seed: int = 0
 ) -> dict[str, Any]:
-    """One net trained for so many seconds, compilation apart: what it has learned after how many steps."""
+    """One net trained for so many seconds of processor time, compilation apart: what it has learned by when."""
     params, logits = built(NETS[name], size, wait, seed)
     (images, labels), held_out = digits()
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
@@ -103,9 +104,9 @@ def learned(
     score = jax.jit(partial(right, some=held_out)).lower(params).compile()
     curve, spent, n, asked = [], 0.0, 0, 0.0
     while spent < seconds:
-        start = time.perf_counter()
+        start = time.process_time()
         params, moments, error = jax.block_until_ready(step(n, params, moments))
-        spent, n = spent + time.perf_counter() - start, n + 1
+        spent, n = spent + time.process_time() - start, n + 1
         if spent >= asked:
             curve.append((n, round(spent, 3), float(error), float(score(params))))
             asked = spent + seconds / 12

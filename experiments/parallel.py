@@ -48,7 +48,7 @@ class Config:
     rounds: int = 5  # Timed runs, interleaved, after one that does not count.
     patience: float = 6.0  # Seconds after which no further round begins.
     wait: int = 448  # Steps between a digit and the question.
-    seconds: float = 25.0  # Of training for each net, its compilation apart.
+    seconds: float = 20.0  # Of the processor's time that each net trains for, its compilation apart.
     run: str = "runs/parallel"  # Run folder: results.json, table.csv, pictures, metrics.jsonl.
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from experiments import harness
 
 Rows = list[dict[str, Any]]
+COLORS = {"lax.scan": "C0", "jaxrnn.scan": "C1", "parallel()": "C2", "associative_scan": "C4"}
 
 
 def _by(rows: Rows, name: str) -> dict[Any, Rows]:
@@ -17,10 +18,10 @@ def _by(rows: Rows, name: str) -> dict[Any, Rows]:
 
 
 def _lines(axes: Any, rows: Rows, figure: str, style: str = "o-", **more: Any) -> None:
-    for n, (way, mine) in enumerate(_by(rows, "way").items()):
+    for way, mine in _by(rows, "way").items():
         known = [(r["of"], r[figure]) for r in mine if figure in r]
         if known:
-            axes.plot(*zip(*known, strict=True), style, color=f"C{n}", label=way, **more)
+            axes.plot(*zip(*known, strict=True), style, color=COLORS.get(way, "C3"), label=way, **more)
 
 
 def draw_cost(rows: Rows, panels: Any) -> None:
@@ -73,7 +74,7 @@ def draw_newton(rows: Rows, panels: Any) -> None:
 
 def draw_digits(rows: Rows, panels: Any) -> None:
     """What is right of the held-out digits, by seconds and by updates."""
-    for axes, place, label in zip(panels, (1, 0), ("seconds of training", "updates"), strict=True):
+    for axes, place, label in zip(panels, (1, 0), ("seconds of processor time", "updates"), strict=True):
         for row in rows:
             axes.plot([p[place] for p in row["curve"]], [100 * p[3] for p in row["curve"]], label=row["of"])
         axes.axhline(10, color="0.5", ls=":", label="a guess")
