@@ -90,7 +90,9 @@ STRATEGIES: dict[str, Callable[..., rnn.Scan]] = {
     "truncated": rnn.truncated,
     "revolve": rnn.revolve,
     "within": rnn.within,
+    "parallel": rnn.parallel,
 }
+SETTINGS = {"newton": rnn.scans.newton}  # no scans, but arguments of some
 
 
 # The command line.
@@ -110,11 +112,12 @@ def usage() -> Iterator[None]:
 
 
 def scan_named(text: str) -> rnn.Scan:
-    """A scan from its Python expression: "lax.scan", "checkpointed(20, inner=fissioned)", "within('64MiB')".
+    """A scan from its Python expression: "lax.scan", "checkpointed(20, inner=fissioned)", "parallel(newton=newton())".
 
-    Numbers, texts, True and False, and the names in STRATEGIES with arguments, are all that is understood:
-    nothing else is run.
+    Numbers, texts, True and False, and the names in STRATEGIES and SETTINGS with arguments, are all that is
+    understood: nothing else is run.
     """
+    known: dict[str, Callable[..., Any]] = {**STRATEGIES, **SETTINGS}
     names = ", ".join(["lax.scan", *STRATEGIES])
 
     def value(node: ast.AST) -> Any:
@@ -125,9 +128,9 @@ def scan_named(text: str) -> rnn.Scan:
             if name in ("lax.scan", "jax.lax.scan"):
                 return lax.scan
             node = ast.Call(node, [], [])
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in STRATEGIES:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in known:
             options = {k.arg: value(k.value) for k in node.keywords if k.arg is not None}
-            return STRATEGIES[ast.unparse(node.func)](*map(value, node.args), **options)
+            return known[ast.unparse(node.func)](*map(value, node.args), **options)
         raise UsageError(f"scan {text!r} is not understood; known are {names}, e.g. 'checkpointed(25, levels=2)'")
 
     try:

@@ -60,6 +60,19 @@ import numpy as np
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grads, exact)
 assert losses.shape == (60,) and int(carry.steps) == 60 and "cosine" in printed
 """,
+    "Parallel in time": """
+import numpy as np
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+             jax.jit(mean_square(jax.lax.scan))(weights), jax.jit(mean_square(rnn.parallel()))(weights))
+depths = [int(line.split()[0]) for line in printed.splitlines() if "one after the other" in line]
+assert depths[0] > 10_000 and depths[1] < 500 < depths[2] < 10_000 and told[0].met, depths
+h, params = jnp.zeros((2, 16)), cell.init(jax.random.key(2), sequence[0])
+plain, step = [], jax.jit(cell.step)
+for x in sequence:
+    h, y = step(params, h, x)
+    plain.append(y)
+np.testing.assert_allclose(ys, jnp.stack(plain), atol=1e-5)
+""",
     "Training scripts": """
 import pathlib
 assert int(trained.step) == 200 and pathlib.Path("runs/sine/metrics.jsonl").exists()

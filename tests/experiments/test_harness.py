@@ -40,6 +40,10 @@ def test_scans_are_named_by_their_expression():
     assert harness.scan_named(" checkpointed( 25 , levels = 2 ) ") == rnn.checkpointed(25, levels=2)
     nested = rnn.truncated(20, inner=rnn.checkpointed(inner=rnn.python_loop()))
     assert harness.scan_named("truncated(20, inner=checkpointed(inner=python_loop))") == nested
+    at_once = rnn.parallel(64, newton=rnn.scans.newton(12), inner=rnn.checkpointed())
+    assert harness.scan_named("parallel(64, newton=newton(12), inner=checkpointed)") == at_once
+    with pytest.raises(harness.UsageError, match="is not a scan"):  # only an argument of one
+        harness.scan_named("newton")
 
 
 @pytest.mark.parametrize("name", typing.get_args(harness.CellName))
