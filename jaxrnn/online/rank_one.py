@@ -84,11 +84,9 @@ class uoro(Method):
 
 
 def norm(arrays: list[jax.Array], lead: int) -> jax.Array:
-    """Of all of them together, for each example, [*B]; squares of nothing larger than 1 are taken."""
-    rows = [a.reshape(*a.shape[:lead], -1) for a in arrays]
-    largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(row), -1, initial=0) for row in rows))
-    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    return scale * jnp.sqrt(functools.reduce(jnp.add, (jnp.sum((r / scale[..., None]) ** 2, -1) for r in rows)))
+    """Of all of them together, for each example, [*B]."""
+    squares = [jnp.sum(a**2, tuple(range(lead, a.ndim))) for a in arrays]
+    return jnp.sqrt(functools.reduce(jnp.add, squares))
 
 
 def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
