@@ -22,7 +22,7 @@ from jaxrnn.engine.influence import Kept
 from jaxrnn.engine.jacobian import flat_features, shared_taps, units, where, with_taps
 from jaxrnn.online import remembering
 from jaxrnn.online.learner import Found, Window
-from jaxrnn.online.step import Given, OnlineStep, from_real, mean, real_leaves
+from jaxrnn.online.step import OnlineStep, from_real, real_leaves
 from jaxrnn.types import State
 
 
@@ -62,13 +62,7 @@ def _through_window(
     def total(params_floats: list[Any], state_floats: list[Any]) -> tuple[jax.Array, State]:
         params = from_real(trees.put(learned, params_floats, params_in), window.params)
         before = from_real(trees.put(carried, state_floats, state_in), state)
-
-        def body(state: State, given: Given) -> tuple[State, jax.Array]:
-            state, loss = step.run(params, window.begin, state, given)
-            return state, mean(loss)
-
-        state_out, losses = lax.scan(body, before, window.given)
-        return jnp.sum(losses), state_out
+        return step.total(params, window.begin, before, window.given, lax.scan)
 
     floats = trees.only(learned, params_in), trees.only(carried, state_in)
     loss, back, state_out = jax.vjp(total, *floats, has_aux=True)
@@ -114,7 +108,6 @@ def _grown(
             grown = jnp.einsum(f"{b}mn,{b}ngi->{b}mgi", whole, M) + here
             found.append(where(held.mask[..., None], grown))
         else:
-            found.append(
-                remembering.carried_on(core, held.which, whole, M) + remembering.rows_of(held.which, here, lead)
-            )
+            past = remembering.carried_on(core, held.which, lambda r, c: whole[..., r, c], M)
+            found.append(past + remembering.rows_of(held.which, here, lead))
     return found

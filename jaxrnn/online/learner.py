@@ -145,7 +145,8 @@ class Making(Picklable):
         remedy = f"xs has the batch dimensions {list(batch)}; start anew with init for another batch, cell or method"
         checks.same_type("update", "carry.state", self._first_state(begun, batch), trees.struct(carry.state), remedy)
         step = self.step(params, carry.state, x, carry.key if key is None else key, batch, carry.fresh, carry.key)
-        memory = jax.eval_shape(lambda: self.method.memory(step))
+        begun_as = step if key is None or carry.key is not None else self._without_key(step)
+        memory = jax.eval_shape(lambda: self.method.memory(begun_as))
         checks.same_type("update", "carry.memory", memory, trees.struct(carry.memory), remedy)
         window = self._window(params, begin, carry, xs, key, steps)
         state, memory, loss, grads = self.method.over(step, carry.state, carry.memory, window)
@@ -170,6 +171,10 @@ class Making(Picklable):
         kind_of_params, kind_of_state, given, kind_of_begin = kinds
         cut = self.method.is_cut
         return OnlineStep(self.cell, batch, kind_of_params, kind_of_state, given, kind_of_begin, cut)
+
+    def _without_key(self, step: OnlineStep) -> OnlineStep:
+        """The step as `init` saw it, which was given no key."""
+        return dataclasses.replace(step, given=step.given._replace(key=None))
 
     def _first_state(self, begun: Params, batch: tuple[int, ...]) -> State:
         """Its types."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,16 +48,9 @@ def grown(core: Core, kept: Sequence[Kept], memory: Sequence[jax.Array], env: En
             carried = jnp.einsum(f"{b}mn,{b}ngi->{b}mgi", whole, M)
             carried, here = where(held.mask[..., None], carried), where(held.mask, J.by_tap(k))
         else:
-            carried, here = _carried(core, held.which, M, J), J.by_tap(k, held.which)
+            carried, here = carried_on(core, held.which, J.entries, M), J.by_tap(k, held.which)
         found.append(carried + here[..., None] * a)
     return found
-
-
-def _carried(core: Core, index: np.ndarray, M: jax.Array, J: Jacobian) -> jax.Array:
-    """A M at the rows that are held."""
-    real, safe = index < core.units, np.minimum(index, core.units - 1)
-    A = J.entries(safe[:, None], safe[None, :])  # [*B, K, K, G]
-    return _row_by_row(core, where(real[:, None] & real[None, :], A), M)
 
 
 def _row_by_row(core: Core, A: jax.Array, M: jax.Array) -> jax.Array:
@@ -70,10 +63,11 @@ def _row_by_row(core: Core, A: jax.Array, M: jax.Array) -> jax.Array:
     return jnp.stack(each, len(core.batch))
 
 
-def carried_on(core: Core, index: np.ndarray, whole: jax.Array, M: jax.Array) -> jax.Array:
-    """The same by a derivative of the whole state, [*B, N, N]."""
+def carried_on(core: Core, index: np.ndarray, entries: Callable[..., jax.Array], M: jax.Array) -> jax.Array:
+    """A M at the rows that are held; `entries` gives those of A at index arrays of rows and columns."""
     real, safe = index < core.units, np.minimum(index, core.units - 1)
-    return _row_by_row(core, where(real[:, None] & real[None, :], whole[..., safe[:, None], safe[None, :]]), M)
+    A = entries(safe[:, None], safe[None, :])  # [*B, K, K, G]
+    return _row_by_row(core, where(real[:, None] & real[None, :], A), M)
 
 
 def rows_of(index: np.ndarray, dense: jax.Array, lead: int) -> jax.Array:

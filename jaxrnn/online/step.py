@@ -20,7 +20,7 @@ from jaxrnn.engine.ir import Env, Flat, read, slice_back
 from jaxrnn.engine.jacobian import flat_features
 from jaxrnn.engine.rules import has_own_gradient, inner_jaxprs, leaves_jax
 from jaxrnn.engine.sites import Entered, entered
-from jaxrnn.types import Cell, Key, Params, State, Tree
+from jaxrnn.types import Cell, Key, Params, Scan, State, Tree
 
 
 class Given(NamedTuple):
@@ -94,6 +94,18 @@ class OnlineStep:
         state_out, loss = self.cell.step(begun, state, given.x, key=given.key)
         batch = self.batch if jax.tree.leaves(self.state) else None
         return jax.tree.map(trees.of_type, state_out, self.state), a_loss(loss, batch)
+
+    def total(
+        self, params: Params, begin: Key | None, state: State, given: Given, loop: Scan
+    ) -> tuple[jax.Array, State]:
+        """(the sum of the losses, the state) after several steps, given [K, ...], run by a scan."""
+
+        def body(state: State, given: Given) -> tuple[State, jax.Array]:
+            state, loss = self.run(params, begin, state, given)
+            return state, mean(loss)
+
+        state, losses = loop(body, state, given)
+        return jnp.sum(losses), state
 
     @functools.cached_property
     def dtype(self) -> Any:

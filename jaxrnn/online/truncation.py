@@ -68,7 +68,7 @@ class tbptt(Method):
             )
         if not self.back:
             (loss, state), grads = _value_and_grad(
-                lambda p: _run(step, p, window, state, window.given, scan), window.params
+                lambda p: step.total(p, window.begin, state, window.given, scan), window.params
             )
             return state, (), loss, grads
         if not trees.same_structure(memory.given, window.given):
@@ -121,20 +121,9 @@ class immediate(Method):
     def over(self, step: OnlineStep, state: State, memory: Tree, window: Window) -> Found:
         one_by_one = truncated(1, inner=scan)
         (loss, state), grads = _value_and_grad(
-            lambda p: _run(step, p, window, state, window.given, one_by_one), window.params
+            lambda p: step.total(p, window.begin, state, window.given, one_by_one), window.params
         )
         return state, (), loss, grads
-
-
-def _run(
-    step: OnlineStep, params: Params, window: Window, state: State, given: Given, loop: Any
-) -> tuple[jax.Array, State]:
-    def body(state: State, given: Given) -> tuple[State, jax.Array]:
-        state, loss = step.run(params, window.begin, state, given)
-        return state, mean(loss)
-
-    state, losses = loop(body, state, given)
-    return jnp.sum(losses), state
 
 
 def _value_and_grad(fn: Any, params: Params) -> tuple[Any, list[jax.Array]]:
