@@ -40,7 +40,7 @@ from jaxrnn.engine.rules import (
     inner_jaxprs,
     rule,
 )
-from jaxrnn.engine.thin import is_elementwise, placed, shaped, together
+from jaxrnn.engine.thin import is_elementwise, placed, shaped, thinly, together
 
 _ARRAY = object()  # stands for an array where only the structure of forms is kept
 
@@ -175,9 +175,9 @@ class _Interpreter:
             return
         known = {a: read(self.values, a) for a in e.invars if is_var(a)}
         if is_elementwise(e) and any(jnp.shape(x) != a.aval.shape for a, x in known.items()):
-            known = together(known)
-        else:
-            known = {a: self.full(a) for a in known}
+            self.values[e.outvars[0]] = thinly(e, together(known))
+            return
+        known = {a: self.full(a) for a in known}
         self.values.update(zip(e.outvars, apply(e, known), strict=True))
 
     def call(self, e: Equation) -> None:

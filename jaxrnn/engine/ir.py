@@ -1,7 +1,7 @@
 """A step as equations: traced flat, and what can be read off the list of them.
 
-Only public JAX: equations are never bound by hand but evaluated through one-equation jaxprs, and types
-are JAX's own (`aval`), so that weak types, shardings and what varies over a mesh stay in them.
+Only public JAX: equations are evaluated through one-equation jaxprs (but for elementwise ones at thinner operands,
+`thin.py`), and types are JAX's own (`aval`), so that weak types, shardings and what varies over a mesh stay in them.
 """
 
 from __future__ import annotations

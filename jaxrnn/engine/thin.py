@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxrnn.engine.forms import Obstacle
-from jaxrnn.engine.ir import Atom
+from jaxrnn.engine.ir import Atom, is_var
 from jaxrnn.engine.rules import Equation, Kind, Role, inner_jaxprs, rule
 
 
@@ -42,6 +42,11 @@ def together(known: dict[Atom, Any]) -> dict[Atom, Any]:
     whole = {a: x.reshape((1,) * rank) if jnp.ndim(x) < len(a.aval.shape) else x for a, x in known.items()}
     shape = jnp.broadcast_shapes(*(jnp.shape(x) for a, x in whole.items() if a.aval.shape))
     return {a: jnp.broadcast_to(x, shape) if a.aval.shape else x for a, x in whole.items()}
+
+
+def thinly(e: Equation, known: dict[Atom, Any]) -> Any:
+    """Its result, as thin as the operands: the operation itself, for its variables have the types of whole ones."""
+    return e.primitive.bind(*(known[a] if is_var(a) else a.val for a in e.invars), **e.params)
 
 
 def placed(x: Any, e: Equation) -> Any:

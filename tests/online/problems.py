@@ -53,16 +53,12 @@ def by_windows(net, method, params, xs, cuts=(), state=None, key=None):
     """The sum of the gradients of windows that end at these steps, and the last carry."""
     learner = online.online(net, method)
     T = len(jax.tree.leaves(xs)[0])
-
-    @jax.jit
-    def run(params, xs):
-        carry, total = learner.init(params, first(xs), state, key=key), None
-        for a, b in zip((0, *cuts), (*cuts, T), strict=True):
-            carry, _, grads = learner.update(params, carry, jax.tree.map(lambda x, a=a, b=b: x[a:b], xs))
-            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-        return total, carry
-
-    return run(params, xs)
+    carry, total = jax.jit(lambda p, x: learner.init(p, x, state, key=key))(params, first(xs)), None
+    update = jax.jit(learner.update)  # compiled once for windows of the same length
+    for a, b in zip((0, *cuts), (*cuts, T), strict=True):
+        carry, _, grads = update(params, carry, jax.tree.map(lambda x, a=a, b=b: x[a:b], xs))
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    return total, carry
 
 
 def every(net, method, params, xs, steps, key=None):

@@ -35,18 +35,18 @@ def test_every_cell(name, x64):
 @pytest.mark.parametrize("method", [rtrl(), snap(99)], ids=["block", "snap"])
 @pytest.mark.parametrize("name", LEARNED)
 def test_every_cell_in_blocks_and_by_the_whole_pattern(name, method, x64):
-    assert whole(name, CELLS[name](jnp.float64), method, cuts=(3, 4)) < 1e-12
+    assert whole(name, CELLS[name](jnp.float64), method, cuts=(3,)) < 1e-12
 
 
-@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4, 5), (1, 5)])
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4, 5), (1, 2)])
 def test_any_windows_add_up(cuts, x64):
     assert whole("gru", rnn.gru(4, learn_initial_state=True, **F64), rtrl(), cuts) < 1e-12
 
 
-@pytest.mark.parametrize("batch", [(), pytest.param((1,), marks=pytest.mark.slow), (4,), (2, 2)])
+@pytest.mark.parametrize("batch", [pytest.param((), marks=pytest.mark.slow), pytest.param((1,), marks=pytest.mark.slow), (4,), (2, 2)])
 def test_any_batch(batch, x64):
     """Four features and four units too: a batch as large as a layer must not be mistaken for one."""
-    cell = rnn.stack(rnn.lstm(4, peephole=True, learn_initial_state=True, **F64), rnn.gru(4, **F64))
+    cell = rnn.stack(rnn.gru(4, learn_initial_state=True, **F64), rnn.elman(4, **F64))
     net, params, xs = problem(cell, T=4, batch=batch, features=4)
     expected = bptt(net, params, xs)
     for method in (rtrl(block=False), rtrl(block=True)):
@@ -61,12 +61,12 @@ def test_resets_and_lengths(x64):
     params = net.init(jax.random.key(2), (first((inputs, targets)), None))
     begins = jnp.zeros((8, 3), bool).at[0].set(True).at[5, 1].set(True).at[2, 0].set(True)
     xs = ((inputs, targets), begins)
-    found, _ = by_windows(net, rtrl(), params, xs, (3,))
+    found, _ = by_windows(net, rtrl(), params, xs, (4,))
     assert error(found, bptt(net, params, xs)) < 1e-12
     masked = rnn.masked(lossy(cell))
     live = jnp.arange(8)[:, None] < jnp.array([[8, 3, 0]])
     padded = ((jnp.where(live[..., None], inputs, jnp.nan), targets), live)
-    found, carry = by_windows(masked, rtrl(), params, padded, (2, 6))
+    found, carry = by_windows(masked, rtrl(), params, padded, (4,))
     expected = bptt(masked, params, padded)
     assert error(found, expected) < 1e-12 and jnp.isfinite(carry.memory[0]).all()
 
@@ -75,10 +75,10 @@ def test_an_initial_state_that_is_given_or_learned(x64):
     cell = rnn.gru(4, learn_initial_state=True, **F64)
     net, params, xs = problem(cell)
     state = jax.random.normal(jax.random.key(4), (2, 4))
-    found, carry = by_windows(net, rtrl(), params, xs, (2,), state=state)
+    found, carry = by_windows(net, rtrl(), params, xs, (3,), state=state)
     assert error(found, bptt(net, params, xs, state=state)) < 1e-12
     assert not jnp.any(found["initial_state"]) and carry.fresh is None
-    found, carry = by_windows(net, rtrl(), params, xs, (2,))
+    found, carry = by_windows(net, rtrl(), params, xs, (3,))
     assert jnp.any(found["initial_state"]) and not carry.fresh
 
 
@@ -103,7 +103,7 @@ def complex_cell(size):
 def test_complex_states_and_parameters(x64):
     net, params, xs = problem(complex_cell(3))
     for method in (rtrl(block=False), rtrl(block=True)):
-        found, carry = by_windows(net, method, params, xs, (2,))
+        found, carry = by_windows(net, method, params, xs, (3,))
         assert error(found, bptt(net, params, xs)) < 1e-12
     assert [m.shape[1] for m in carry.memory] == [2] * len(carry.memory)  # the two parts of its own unit
 
@@ -130,7 +130,7 @@ def strange(size):
 
 def test_a_step_that_nobody_foresaw(x64):
     net, params, xs = problem(strange(4))
-    found, _ = by_windows(net, rtrl(), params, xs, (2,))
+    found, _ = by_windows(net, rtrl(), params, xs, (3,))
     assert error(found, bptt(net, params, xs)) < 1e-12
 
 

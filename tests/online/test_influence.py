@@ -25,38 +25,27 @@ def remembered(cell, method, batch=(3,)):
     return [rows for rows, _, _ in shapes], sum(units * depth for _, units, depth in shapes)
 
 
-def min_gru(size):
-    def init(key, x):
-        k = jax.random.split(key)
-        return {n: jax.random.normal(key, (x.shape[-1], size), x.dtype) for n, key in zip("zh", k, strict=True)}
-
-    def step(params, h, x, *, key=None):
-        z = jax.nn.sigmoid(x @ params["z"])
-        h = (1 - z) * h + z * (x @ params["h"])
-        return h, h
-
-    return rnn.Cell(init, lambda p, batch: jnp.zeros((*batch, size), p["z"].dtype), step)
-
-
 @pytest.mark.parametrize(
     ("cell", "method", "rows"),
     [
         (rnn.ind_rnn(H, **TANH), rtrl(), 1),
-        (min_gru(H), rtrl(), 1),
+        (rnn.cells.min_gru(H), rtrl(), 1),
+        (rnn.cells.rg_lru(3), rtrl(), 1),
+        (rnn.cells.lru(3, states=H), rtrl(), 2),  # of a complex number
         (rnn.gru(H), rtrl(), H),
         (rnn.gru(H), snap(1), 1),
         (rnn.lstm(H), rtrl(), 2 * H),
         (rnn.lstm(H), snap(1), 2),
         (rnn.lstm(H), eprop(), 1),
     ],
-    ids=["ind_rnn", "min_gru", "gru", "gru snap", "lstm", "lstm snap", "lstm eprop"],
+    ids=["ind_rnn", "min_gru", "rg_lru", "lru", "gru", "gru snap", "lstm", "lstm snap", "lstm eprop"],
 )
 def test_rows(cell, method, rows):
     kept, weights = remembered(cell, method)
     assert set(kept) == {rows}
     _, params, _ = problem(cell, dtype=jnp.float32)
     if isinstance(method, rtrl):
-        assert weights == sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert weights == sum(leaf.size for name, leaf in params.items() if name not in "Cd")  # an LRU's readout
 
 
 def test_a_stack_keeps_what_the_layers_above_become_and_layerwise_does_not():
@@ -94,7 +83,7 @@ def test_biases_are_repeated_however_they_are_written():
     for each in (cell, rnn.stack(rnn.layer(nn.Dense(3)), rnn.ind_rnn(3, **TANH)), rnn.recurrent(nn.GRUCell(3))):
         net, params, xs = problem(each, dtype=jnp.float32)
         look = online(net, rtrl()).init.__self__
-        found = look.step(params, net.initial_state(params, (2,)), first(xs), None, (2,), None)
+        found = look.step(params, net.initial_state(params, (2,)), first(xs), None, (2,), None, None)
         assert not any(tap.is_shared for tap in found.structure.core.taps)
 
 
