@@ -42,7 +42,6 @@ def fast(*names):
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
-
 @pytest.fixture(scope="module")
 def gru():
     return problem(rnn.gru(4), dtype=jnp.float32)

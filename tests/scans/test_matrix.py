@@ -1,7 +1,7 @@
 """Every cell under every scan equals the plain Python loop, in every dtype and under every transformation.
 
 Pairs are covered: each cell meets each scan in one of the modes, and every transformation under a third of the scans;
-each dtype meets each cell. In the fast set each cell meets one scan in float64, fewer otherwise; the slow set is the rest.
+each dtype meets each cell. In the fast set each cell meets one scan in float64; the slow set is the rest.
 """
 
 import functools
