@@ -32,6 +32,7 @@ def cut_down(monkeypatch):
     monkeypatch.setattr(captions, "READ", 2)
 
 
+@pytest.mark.slow
 def test_trains_speaks_writes_and_goes_on(tmp_path, cut_down, monkeypatch):
     folder = tmp_path / "run"
     code, out, err = launched("captions", *SMALL, "--run", folder)

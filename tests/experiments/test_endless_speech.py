@@ -29,8 +29,8 @@ def small_corpus(monkeypatch):
     monkeypatch.setattr(espeak, "utterances", lambda count: tones())
 
 
-@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_both_nets_are_trained_and_compared(tmp_path, again):
+@pytest.mark.slow
+def test_both_nets_are_trained_and_compared_and_a_run_goes_on(tmp_path):
     folder = tmp_path / "run"
     code, out, err = launched("endless_speech", *SMALL, "--run", folder)
     assert code == 0, err
@@ -39,8 +39,6 @@ def test_both_nets_are_trained_and_compared(tmp_path, again):
     assert all(0 < results[way][part]["error"] < 3 for way in endless_speech.WAYS for part in ("sentences", "voices"))
     assert set(results["stream over whole"]) == {"sentences", "voices"}
     assert all(is_picture(folder / f"{name}.png") for name in ("stream", "delays", "curve"))
-    if not again:
-        return
     metrics = (folder / "stream" / "metrics.jsonl").read_text()
     assert launched("endless_speech", *SMALL, "--run", folder).code == 0
     assert json.loads((folder / "results.json").read_text()) == results

@@ -32,6 +32,7 @@ def small(monkeypatch):
     monkeypatch.setattr(entities, "FOLDS", 2)
 
 
+@pytest.mark.slow
 def test_nets_and_baselines_are_judged(small, tmp_path):
     pytest.importorskip("pycrfsuite")
     arguments = [*SMALL, "--run", tmp_path / "run"]

@@ -36,6 +36,7 @@ def cut_down(monkeypatch):
     return data
 
 
+@pytest.mark.slow
 def test_trains_compares_writes_and_goes_on(tmp_path, cut_down, monkeypatch):
     folder = tmp_path / "run"
     code, out, err = launched("sentiment", *SMALL, "--run", folder)

@@ -28,6 +28,7 @@ def short(monkeypatch):
     monkeypatch.setattr(series, "PROBLEMS", {"sunspots": (waves, spots, "a year")})
 
 
+@pytest.mark.slow
 def test_forecasts_are_judged_and_a_run_goes_on(short, monkeypatch, tmp_path):
     code, out, err = launched("series", *SMALL, "--run", tmp_path / "run")
     assert code == 0, err

@@ -37,8 +37,8 @@ def small_data(monkeypatch):
     monkeypatch.setattr(asterisk, "recordings", recorded)
 
 
-@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_every_prompt_is_read_once(tmp_path, again):
+@pytest.mark.slow
+def test_every_prompt_is_read_once_and_a_run_goes_on(tmp_path):
     folder = tmp_path / "run"
     code, out, err = launched("voices", *SMALL, "--run", folder)
     assert code == 0, err
@@ -53,8 +53,6 @@ def test_every_prompt_is_read_once(tmp_path, again):
     assert sorted(r["name"] for r in rows) == sorted(tested)
     assert all(asterisk.part(r["said"]) % 2 == int(r["fold"]) for r in rows)
     assert is_picture(folder / "spectrogram.png") and is_picture(folder / "curve.png")
-    if not again:
-        return
     assert launched("voices", *SMALL, "--run", folder).code == 0
     assert json.loads((folder / "results.json").read_text()) == results
 
