@@ -37,6 +37,15 @@ settings.register_profile("long", max_examples=130, derandomize=False, deadline=
 settings.load_profile("few")
 
 
+def pytest_configure(config):
+    """What was compiled is kept for the next run, each worker's by itself: JAX writes such a folder without locks."""
+    if cache := getattr(config, "cache", None):
+        folder = cache.mkdir("compiled") / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def x64():
     """float64 for the length of one test."""
