@@ -106,6 +106,7 @@ def test_full_coverage_is_the_whole_gradient(partial):
     assert int(SHORT.seen.ends.sum()) >= 3
 
 
+@pytest.mark.slow
 def test_emit_longer_than_reach():
     loss, grads = jax.jit(jax.value_and_grad(lambda p: SHORT.windows(p, 8, 64, 0)[0]))(SHORT.params)
     # One window over everything, but for the silence: all errors are sent, few of them are cut off.
@@ -134,8 +135,9 @@ def losses_of_whole_utterances():
 def test_utterances_that_end_have_their_whole_loss(sizes):
     """Forward variables and net states go on: however short the window, the loss is the whole utterance's."""
     _, closed = jax.jit(lambda p: SHORT.windows(p, *sizes))(SHORT.params)
-    for b, expected in enumerate(losses_of_whole_utterances()):
-        assert expected > 0 and float(np.sum(closed[:, b])) == pytest.approx(expected, rel=1e-5)
+    expected = losses_of_whole_utterances()
+    assert expected.shape == (2,) and (expected > 0).all()
+    np.testing.assert_allclose(np.asarray(closed).sum(0), expected, rtol=1e-5)
 
 
 def test_each_frame_sends_errors_once():
@@ -199,8 +201,10 @@ def test_what_was_not_seen_from_its_beginning_gives_nothing():
 def test_what_frames_cannot_hold_gives_nothing():
     seen = one_batch(utterances([[1, 1]], [2]))
     run = jax.jit(jax.value_and_grad(lambda x: window(x, seen, "prefixes")[0][0]))
-    value, grads = run(random(2, 3)[:, None])
+    logits = jnp.asarray(random(2, 3))[:, None]
+    value, grads = run(logits)
     assert value == 0 and (np.asarray(grads) == 0).all()
+    assert window(logits, seen, "prefixes")[0][0] == 0  # also one operation after the other
 
 
 def test_a_net_that_draws():
