@@ -73,7 +73,10 @@ def test_nan_in_padding_reaches_nothing():
     assert (np.asarray(expected[1])[np.broadcast_to(~live, logits.shape)] == 0).all()
 
 
-def test_as_a_cell_behind_a_joint_that_closes_over_predictions():
+@pytest.mark.parametrize(
+    "scans", [[rnn.scan], pytest.param([lax.scan, rnn.checkpointed(2)], marks=pytest.mark.slow)], ids=["rnn", "others"]
+)
+def test_as_a_cell_behind_a_joint_that_closes_over_predictions(scans):
     """The logits of all frames never exist; values and gradients are those of the loss on them."""
     encoder, head = rnn.elman(3), nn.Dense(CLASSES)
     xs, labels = random(5, 2, 2), jnp.array([[1, 2], [3, 0]])
@@ -96,7 +99,7 @@ def test_as_a_cell_behind_a_joint_that_closes_over_predictions():
         return transducer_nll(state[-1], counts).sum()
 
     expected = jax.jit(jax.value_and_grad(whole))(params)
-    for scan in (lax.scan, rnn.scan, rnn.checkpointed(2)):
+    for scan in scans:
         got = jax.jit(jax.value_and_grad(lambda p, scan=scan: streamed(p, scan)))(params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
