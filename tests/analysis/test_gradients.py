@@ -13,14 +13,23 @@ from jax import lax
 import jaxrnn as rnn
 from tests import reference
 from tests.reference import assert_close, scalar
-from tests.scans.test_matrix import B, T, options, problem
+from tests.scans import test_matrix as matrix
+from tests.scans.test_matrix import B, T, options
 from tests.zoo import CELLS, SCANS, H, sequence
+
+
+@functools.cache
+def problem(name, dtype):
+    """That of the matrix, its arrays made by one program and once."""
+    cell = CELLS[name](jnp.dtype(dtype))
+    return cell, *jax.jit(lambda: matrix.problem(name, dtype)[1:])()
 
 
 def copies_by_hand(loss, cell, params, xs, state, *, lengths=None, resets=None, key=None, reverse=False, batch=(B,)):
     """T separate parameter sets in a plain Python loop, and jax.grad by each of them."""
     steps = jax.tree.leaves(xs)[0].shape[0]
     order = range(steps)[::-1] if reverse else range(steps)
+    step = jax.jit(lambda p, s, x, key: cell.step(p, s, x, key=key))  # traced once, not T times
     k_begin, k_steps = (None, None) if key is None else jax.random.split(key)
 
     def run(copies):
@@ -31,7 +40,7 @@ def copies_by_hand(loss, cell, params, xs, state, *, lengths=None, resets=None, 
             if resets is not None:
                 s = reference._where(resets[t], cell.initial_state(own[t], batch), s)
             x = jax.tree.map(lambda a, t=t: a[t], xs)
-            new, y = cell.step(own[t], s, x, key=None if key is None else jax.random.fold_in(k_steps, t))
+            new, y = step(own[t], s, x, None if key is None else jax.random.fold_in(k_steps, t))
             if lengths is not None:
                 new = reference._where(t < lengths, new, s)
                 y = reference._where(t < lengths, y, jax.tree.map(jnp.zeros_like, y))
@@ -42,8 +51,8 @@ def copies_by_hand(loss, cell, params, xs, state, *, lengths=None, resets=None, 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *grads)
 
 
-# One of each kind: options, a graph, masks drawn once, integers, layers, functions. The others take the same ways.
-KINDS = {"lstm_all", "graph", "dropout_sequence", "running_mean", "layer", "lift", "masked"}
+# One of each kind: masks drawn once, integers, layers, functions; a graph is below. The others take the same ways.
+KINDS = {"dropout_sequence", "running_mean", "layer", "lift"}
 
 
 @pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in CELLS])
@@ -57,24 +66,39 @@ def test_each_copy_has_the_gradient_of_a_copy_made_by_hand(name, x64):
         )
     )(params)
     assert_close(got, copies_by_hand(scalar, cell, params, xs, None, **given), 1e-10)
-    assert_close(jax.tree.map(lambda a: jnp.sum(a, axis=0), got), whole, 1e-10)
+    assert_close(added_up(got), whole, 1e-10)
+
+
+def added_up(copies):
+    return jax.tree.map(lambda a: a[0] if a.dtype == jax.dtypes.float0 else np.asarray(a).sum(axis=0), copies)
 
 
 PARTS = {"plain": {}} | {part: {part: value} for part, value in options("everything").items()}
 
 
-@pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.parametrize("part", PARTS)
+FAST = ("plain", True), ("resets", False)
+
+
+@pytest.mark.parametrize(
+    ("part", "with_state"),
+    matrix.product_of(PARTS, [False, True], fast=lambda part, given: (list(PARTS)[part], bool(given)) in FAST),
+)
 def test_the_copies_add_up_whatever_is_asked(part, with_state, x64):
     cell, params, xs, state = problem("gru_before", "float64")
     state = state if with_state else None
     got = jax.jit(lambda p: rnn.analysis.copy_gradients(scalar, cell, p, xs, state, **PARTS[part]))(params)
     by_hand = copies_by_hand(scalar, cell, params, xs, state, **PARTS[part])
     assert_close(got, by_hand, 1e-10)
-    assert all(float(jnp.abs(leaf).max()) > 1e-3 for name, leaf in got.items() if not (with_state and "init" in name))
+    assert all(np.abs(leaf).max() > 1e-3 for name, leaf in got.items() if not (with_state and "init" in name))
 
 
-@pytest.mark.parametrize("scan", [*SCANS, "truncated(2)"])
+# One of each kind of pass; the others are made of these.
+PASSES = "checkpointed(2)", "fissioned", "parallel(2)", "truncated(2)"
+
+
+@pytest.mark.parametrize(
+    "scan", [pytest.param(n, marks=[] if n in PASSES else pytest.mark.slow) for n in (*SCANS, "truncated(2)")]
+)
 def test_any_scan_runs_the_pass(scan, x64):
     """All copies, and what is measured of them, under every scan; the copies add up to its gradient."""
     cell, params, xs, _ = problem("jordan", "float64")
@@ -86,8 +110,8 @@ def test_any_scan_runs_the_pass(scan, x64):
             jax.grad(lambda p: scalar(*rnn.unroll(cell, p, xs, scan=run)))(p),
         )
     )(params)
-    assert_close(jax.tree.map(lambda a: jnp.sum(a, axis=0), got), whole, 1e-10)
-    assert_close(norms, jax.tree.map(lambda a: jnp.linalg.norm(a.reshape(T, -1), axis=1), got), 1e-10)
+    assert_close(added_up(got), whole, 1e-10)
+    assert_close(norms, jax.tree.map(lambda a: np.linalg.norm(np.asarray(a).reshape(T, -1), axis=1), got), 1e-10)
     if scan in SCANS:
         assert_close(got, copies_of("jordan"), 1e-10)
 
@@ -98,13 +122,13 @@ def copies_of(name):
     return copies_by_hand(scalar, cell, params, xs, None)
 
 
-@pytest.mark.parametrize("scan", [None, rnn.scan])
+@pytest.mark.parametrize("scan", [None, pytest.param(rnn.scan, marks=pytest.mark.slow)])
 def test_vmap_gives_each_example_its_own(scan, x64):
     cell, params, xs, _ = problem("stack", "float64")
     measure = rnn.analysis.leaf_norms
     alone = jax.jit(lambda xs: rnn.analysis.copy_gradients(scalar, cell, params, xs, measure=measure, scan=scan))
     got = jax.jit(jax.vmap(alone, in_axes=1))(xs)
-    assert_close(got, jax.tree.map(lambda *a: jnp.stack(a), *[alone(xs[:, b]) for b in range(B)]), 1e-10)
+    assert_close(got, jax.tree.map(lambda *a: np.stack(a), *[alone(np.asarray(xs)[:, b]) for b in range(B)]), 1e-10)
 
 
 def test_a_graph_s_copies_are_those_of_the_unrolled_graph(x64):
@@ -115,13 +139,13 @@ def test_a_graph_s_copies_are_those_of_the_unrolled_graph(x64):
         output="y",
     )  # fmt: skip
     xs = sequence(1, (T, B), jnp.float64)
-    params = net.init(jax.random.key(0), xs[0])
+    params = jax.jit(net.init)(jax.random.key(0), xs[0])
     got = jax.jit(lambda p: rnn.analysis.copy_gradients(scalar, net, p, xs))(params)
     deep = rnn.graphs.unrolled(net, steps=T)
     by_hand = jax.grad(lambda copies: scalar(*deep.evaluate(params, xs, copies=copies)))
     by_copy = jax.jit(by_hand)(deep.weights(params))
     for vertex in ("h", "y"):
-        assert_close(got[vertex], jax.tree.map(lambda *a: jnp.stack(a), *[by_copy[vertex, t] for t in range(T)]), 1e-10)
+        assert_close(got[vertex], jax.tree.map(lambda *a: np.stack(a), *[by_copy[vertex, t] for t in range(T)]), 1e-10)
 
 
 def test_weights_that_are_no_numbers_have_no_gradient():
@@ -131,12 +155,12 @@ def test_weights_that_are_no_numbers_have_no_gradient():
         lambda p, s, x, key=None: ((s := s + p["w"] * x * p["n"].astype(x.dtype)), s),
     )
     params = cell.init(None, None)
-    got = rnn.analysis.copy_gradients(lambda s, ys: jnp.sum(s), cell, params, jnp.arange(4.0))
+    find = lambda **options: rnn.analysis.copy_gradients(lambda s, ys: jnp.sum(s), cell, params, xs, **options)
+    xs = jnp.arange(4.0)
+    got = find()
     assert got["w"].tolist() == [0, 3, 6, 9]
     assert got["n"].dtype == jax.dtypes.float0 and got["n"].shape == (4,)
-    norms = rnn.analysis.copy_gradients(
-        lambda s, ys: jnp.sum(s), cell, params, jnp.arange(4.0), measure=rnn.analysis.leaf_norms
-    )
+    norms = jax.jit(lambda: find(measure=rnn.analysis.leaf_norms))()
     assert norms["n"].tolist() == [0, 0, 0, 0] and norms["w"].tolist() == [0, 3, 6, 9]
 
 
@@ -149,7 +173,7 @@ def test_weights_may_be_plain_numbers():
     assert got["w"].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_copies_have_the_weights_dtype(dtype):
     cell, params, xs, _ = problem("lstm", dtype)
     got, whole = jax.jit(
@@ -159,17 +183,18 @@ def test_copies_have_the_weights_dtype(dtype):
         )
     )(params)
     assert all(leaf.dtype == dtype and leaf.shape[0] == T for leaf in jax.tree.leaves(got))
-    summed = jax.tree.map(lambda a: jnp.sum(a.astype(jnp.float32), axis=0), got)
-    assert_close(summed, jax.tree.map(lambda a: a.astype(jnp.float32), whole), 2e-5 if dtype == "float32" else 6e-2)
+    wide = lambda tree: jax.tree.map(lambda a: np.asarray(a).astype("f4"), tree)
+    assert_close(added_up(wide(got)), wide(whole), 2e-5 if dtype == "float32" else 6e-2)
 
 
 def test_memory_is_bounded():
     """The copies cost their own bytes and no more; measured not even those; the rest grows like sqrt(T)."""
     cell = rnn.elman(64)
 
+    @functools.cache
     def cost(steps, measure):
         xs = jax.ShapeDtypeStruct((steps, 2, 8), jnp.float32)
-        params = cell.init(jax.random.key(0), jax.ShapeDtypeStruct((2, 8), jnp.float32))
+        params = jax.eval_shape(cell.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 8), jnp.float32))
         find = lambda p, xs: rnn.analysis.copy_gradients(lambda s, ys: jnp.sum(s), cell, p, xs, measure=measure)
         return rnn.analysis.temp_bytes(find, params, xs)
 
@@ -181,7 +206,7 @@ def test_memory_is_bounded():
 
 def test_no_steps_no_copies():
     cell, params, xs, _ = problem("lstm", "float32")
-    got = rnn.analysis.copy_gradients(scalar, cell, params, xs[:0])
+    got = jax.jit(lambda p: rnn.analysis.copy_gradients(scalar, cell, p, xs[:0]))(params)
     assert all(leaf.shape[0] == 0 for leaf in jax.tree.leaves(got))
 
 
@@ -207,11 +232,11 @@ def test_bad_input_is_named(changed, complaint):
 
 def test_norms_of_the_tiny_the_huge_and_the_odd():
     tree = {
-        "tiny": jnp.full(4, 1e-30), "huge": jnp.full(4, 1e30), "none": jnp.zeros(0), "zero": jnp.zeros(3),
-        "nan": jnp.array([1, jnp.nan]), "inf": jnp.array([1, -jnp.inf]), "count": jnp.int32(7),
-        "half": jnp.full((2, 2), 300, jnp.float16),
+        "tiny": np.full(4, 1e-30, "f4"), "huge": np.full(4, 1e30, "f4"), "none": np.zeros(0, "f4"),
+        "zero": np.zeros(3, "f4"), "nan": np.array([1, np.nan], "f4"), "inf": np.array([1, -np.inf], "f4"),
+        "count": np.int32(7), "half": np.full((2, 2), 300, np.float16),
     }  # fmt: skip
-    got = {name: float(value) for name, value in rnn.analysis.leaf_norms(tree).items()}
+    got = {name: float(value) for name, value in jax.jit(rnn.analysis.leaf_norms)(tree).items()}
     expected = {
         "tiny": 2e-30,
         "huge": 2e30,
@@ -246,24 +271,36 @@ def trained(cell, params, batch, rate, **options):
     return state.params, metrics["grad_norm"]
 
 
+@functools.cache
+def trained_by_the_sum():
+    return trained(*mean_problem(), 0.05)
+
+
+def mean_problem():
+    cell, params, xs, _ = problem("elman", "float64")
+    targets = np.random.default_rng(4).standard_normal((T, B, 1))
+    return cell, params, (xs, jnp.asarray(np.broadcast_to(targets, (T, B, H))))
+
+
 @pytest.mark.parametrize("copies", [None, T, jnp.int32(T), lambda batch: batch[0].shape[0]])
 def test_the_mean_at_a_rate_T_times_larger_is_the_sum(copies, x64):
-    cell, params, xs, _ = problem("elman", "float64")
-    batch = xs, jnp.broadcast_to(sequence(4, (T, B), jnp.float64)[..., :1], (T, B, H))
-    by_sum, norm_of_sum = trained(cell, params, batch, 0.05)
+    cell, params, batch = mean_problem()
+    by_sum, norm_of_sum = trained_by_the_sum()
     by_mean, norm_of_mean = trained(cell, params, batch, 0.05 * T, combine="mean", copies=copies)
     assert_close(by_mean, by_sum, 1e-13)
-    assert float(norm_of_mean * T) == pytest.approx(float(norm_of_sum), rel=1e-12)
-    assert float(jnp.abs(by_sum["W"] - params["W"]).max()) > 1e-3
+    assert float(norm_of_mean) * T == pytest.approx(float(norm_of_sum), rel=1e-12)
+    assert np.abs(np.asarray(by_sum["W"]) - params["W"]).max() > 1e-3
 
 
 def test_the_mean_of_the_copies_is_what_the_train_step_takes(x64):
     cell, params, xs, _ = problem("lstm", "float64")
-    batch = xs, jnp.zeros((T, B, H))
+    batch = xs, np.zeros((T, B, H))
     copies = jax.jit(lambda p: rnn.analysis.copy_gradients(lambda s, ys: jnp.mean(ys**2), cell, p, xs))(params)
     step = rnn.training.make_train_step(copying_loss(cell), optax.sgd(1.0), combine="mean")
     state, _ = step(rnn.training.create(params, optax.sgd(1.0), jax.random.key(0)), batch)
-    assert_close(state.params, jax.tree.map(lambda p, g: p - jnp.mean(g, axis=0), params, copies), 1e-12)
+    assert_close(
+        state.params, jax.tree.map(lambda p, g: np.asarray(p) - np.asarray(g).mean(axis=0), params, copies), 1e-12
+    )
 
 
 def test_a_weight_used_once_is_one_copy(x64):

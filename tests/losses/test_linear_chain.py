@@ -1,5 +1,6 @@
 """Linear-chain CRF: against the enumeration of all taggings."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -43,10 +44,13 @@ def cases():
 
 
 def test_loss_and_log_z_are_sums_over_all_taggings():
-    losses = crf_loss(PARAMS, EMISSIONS, TAGS, lengths=LENGTHS)
-    state, _ = rnn.unroll(crf(K), PARAMS, (EMISSIONS, TAGS), lengths=LENGTHS, outputs="none")
-    assert isinstance(state, CRFState)
-    log_z = crf_log_z(PARAMS, state)
+    @jax.jit
+    def compute(params, emissions):
+        state, _ = rnn.unroll(crf(K), params, (emissions, TAGS), lengths=LENGTHS, outputs="none")
+        assert isinstance(state, CRFState)
+        return crf_loss(params, emissions, TAGS, lengths=LENGTHS), crf_log_z(params, state)
+
+    losses, log_z = map(np.asarray, compute(PARAMS, EMISSIONS))
     for b, n, found in cases():
         expected = np.logaddexp.reduce(list(found.values()))
         given = found[tuple(np.asarray(TAGS[:n, b]).tolist())]
@@ -56,7 +60,7 @@ def test_loss_and_log_z_are_sums_over_all_taggings():
 
 
 def test_marginals_are_those_of_all_taggings():
-    got = crf_marginals(PARAMS, EMISSIONS, lengths=LENGTHS)
+    got = jax.jit(lambda p, e: crf_marginals(p, e, lengths=LENGTHS))(PARAMS, EMISSIONS)
     expected = np.zeros((STEPS, BATCH, K))
     for b, n, found in cases():
         log_z = np.logaddexp.reduce(list(found.values()))
@@ -69,7 +73,7 @@ def test_marginals_are_those_of_all_taggings():
 
 @pytest.mark.parametrize("scan", [lax.scan, rnn.scan, rnn.checkpointed(2)], ids=["lax", "rnn", "checkpointed"])
 def test_viterbi_finds_the_best_of_all_taggings(scan):
-    tags, best = viterbi(PARAMS, EMISSIONS, lengths=LENGTHS, scan=scan)
+    tags, best = map(np.asarray, jax.jit(lambda p, e: viterbi(p, e, lengths=LENGTHS, scan=scan))(PARAMS, EMISSIONS))
     for b, n, found in cases():
         assert tuple(tags[:n, b].tolist()) == max(found, key=found.get)
         assert float(best[b]) == pytest.approx(max(found.values()), abs=1e-5)
@@ -77,15 +81,16 @@ def test_viterbi_finds_the_best_of_all_taggings(scan):
 
 
 def test_gradient_by_finite_differences(x64):
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), (PARAMS, EMISSIONS))
+    wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), (PARAMS, EMISSIONS))
     cell = crf(K, dtype=jnp.float64)
 
+    @jax.jit
     def loss(params, emissions):
         state, _ = rnn.unroll(cell, params, (emissions, TAGS), lengths=LENGTHS, outputs="none")
         return crf_nll(params, state).sum()
 
     check_grads(loss, wide, order=1, modes=("rev",), atol=1e-6, rtol=1e-6)
-    assert crf_loss(*wide, TAGS, lengths=LENGTHS).dtype == jnp.float64
+    assert jax.jit(lambda p, e: crf_loss(p, e, TAGS, lengths=LENGTHS))(*wide).dtype == jnp.float64
 
 
 def test_parameters_are_of_the_given_type(x64):
@@ -102,31 +107,35 @@ def test_long_sequences_lose_no_accuracy(x64):
     rng = np.random.default_rng(1)
     emissions, tags = rng.standard_normal((3000, 1, K)), rng.integers(0, K, (3000, 1))
     emissions += 12.0 * np.eye(K)[tags]
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), PARAMS)
-    expected = crf_loss(wide, jnp.asarray(emissions), tags)
-    got = crf_loss(PARAMS, jnp.asarray(emissions, jnp.float32), tags)
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), PARAMS)
+    run = jax.jit(lambda p, e: crf_loss(p, e, tags))
+    expected, got = run(wide, emissions), run(PARAMS, emissions.astype("f4"))
+    assert got.dtype == jnp.float32 and expected.dtype == jnp.float64
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert abs(float(expected[0])) < 20
 
 
 def test_nan_in_padding_reaches_nothing():
     live = np.arange(STEPS)[:, None] < LENGTHS
-    dirty, odd = jnp.where(live[..., None], EMISSIONS, jnp.nan), jnp.where(live, TAGS, 99)
-    run = lambda e, z: jax.value_and_grad(lambda p, e: crf_loss(p, e, z, lengths=LENGTHS).sum(), argnums=(0, 1))(
-        PARAMS, e
-    )
-    jax.tree.map(np.testing.assert_array_equal, run(dirty, odd), run(EMISSIONS, TAGS))
-    np.testing.assert_array_equal(
-        viterbi(PARAMS, dirty, lengths=LENGTHS)[0], viterbi(PARAMS, EMISSIONS, lengths=LENGTHS)[0]
-    )
+    dirty, odd = np.where(live[..., None], EMISSIONS, np.float32(np.nan)), np.where(live, TAGS, np.int32(99))
+    loss = lambda p, e, z: crf_loss(p, e, z, lengths=LENGTHS).sum()
+    best = lambda p, e: viterbi(p, e, lengths=LENGTHS)[0]
+    run = jax.jit(lambda p, e, z: (jax.value_and_grad(loss, argnums=(0, 1))(p, e, z), best(p, e)))
+    jax.tree.map(np.testing.assert_array_equal, run(PARAMS, dirty, odd), run(PARAMS, EMISSIONS, TAGS))
+    # Tags that can be looked at are: those that nobody reads are not refused.
+    np.testing.assert_allclose(loss(PARAMS, dirty, odd), run(PARAMS, EMISSIONS, TAGS)[0][0], rtol=1e-6)
 
 
 def test_no_steps_and_no_batch():
-    assert crf_loss(PARAMS, EMISSIONS[:0], TAGS[:0]).tolist() == [0.0] * BATCH
-    one = crf_loss(PARAMS, EMISSIONS[:, 0], TAGS[:, 0])
-    np.testing.assert_allclose(one, crf_loss(PARAMS, EMISSIONS, TAGS)[0], rtol=1e-6)
-    tags, _ = viterbi(PARAMS, EMISSIONS[:0])
-    assert tags.shape == (0, BATCH)
+    @jax.jit
+    def compute(params, emissions):
+        one = crf_loss(params, emissions[:, 0], TAGS[:, 0])
+        of_no_steps = crf_loss(params, emissions[:0], TAGS[:0]), viterbi(params, emissions[:0])[0]
+        return of_no_steps, one, crf_loss(params, emissions, TAGS)[0]
+
+    (losses, tags), one, first = compute(PARAMS, EMISSIONS)
+    assert losses.tolist() == [0.0] * BATCH and tags.shape == (0, BATCH)
+    np.testing.assert_allclose(one, first, rtol=1e-6)
 
 
 def test_sixteen_bits_are_computed_in_float32():
@@ -148,19 +157,31 @@ def as_one_cell(cell, params, xs, tags, scan, lengths=None):
     return crf_nll(params[-1], state[-1]).sum()
 
 
-@pytest.mark.parametrize(
-    "scan",
-    [lax.scan, rnn.scan, rnn.fissioned(separate=True), rnn.checkpointed(2), rnn.revolve(2)],
-    ids=["lax", "rnn", "separate", "checkpointed", "revolve"],
-)
-def test_stacked_on_a_net_under_every_scan(scan):
-    cell, xs = tagger(3, K), jax.random.normal(jax.random.key(0), (STEPS, BATCH, 2))
-    params = cell.init(jax.random.key(1), (xs[0], TAGS[0]))
+@functools.cache
+def net_s_problem():
+    """A tagger's inputs and parameters, and the value and gradients of the loss on the logits of all steps."""
+    xs = RNG.standard_normal((STEPS, BATCH, 2)).astype("f4")
+    params = jax.jit(tagger(3, K).init)(jax.random.key(1), (xs[0], TAGS[0]))
     params = (params[0], PARAMS)
     net = rnn.stack(rnn.lstm(3), rnn.layer(nn.Dense(K)))
     after = lambda p: crf_loss(p[1], rnn.unroll(net, p[0], xs)[1], TAGS, lengths=LENGTHS).sum()
-    got = jax.value_and_grad(lambda p: as_one_cell(cell, p, xs, TAGS, scan, LENGTHS))(params)
-    expected = jax.value_and_grad(after)(params)
+    return xs, params, jax.jit(jax.value_and_grad(after))(params)
+
+
+SCANS = {
+    "lax": lax.scan,
+    "rnn": rnn.scan,
+    "separate": rnn.fissioned(separate=True),
+    "checkpointed": rnn.checkpointed(2),
+    "revolve": rnn.revolve(2),
+}
+SLOW = "lax", "separate", "revolve"
+
+
+@pytest.mark.parametrize("name", [n if n not in SLOW else pytest.param(n, marks=pytest.mark.slow) for n in SCANS])
+def test_stacked_on_a_net_under_every_scan(name):
+    cell, (xs, params, expected) = tagger(3, K), net_s_problem()
+    got = jax.jit(jax.value_and_grad(lambda p: as_one_cell(cell, p, xs, TAGS, SCANS[name], LENGTHS)))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
 
 

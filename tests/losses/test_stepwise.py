@@ -30,35 +30,43 @@ def test_cross_entropy_is_the_sum_of_the_equations(batch):
     counted = mask & (np.arange(4).reshape(-1, *[1] * len(batch)) < lengths)
     total, n = by_hand(logits, targets, counted)
     options = {"lengths": lengths, "mask": mask}
-    np.testing.assert_allclose(rnn.cross_entropy(logits, targets, reduction="sum", **options), total, rtol=1e-5)
-    np.testing.assert_allclose(rnn.cross_entropy(logits, targets, **options), total / max(n, 1), rtol=1e-5)
-    each = rnn.cross_entropy(logits, targets, reduction="none", **options)
+    loss = lambda x, **more: rnn.cross_entropy(x, targets, **options, **more)
+    summed, mean, each = jax.jit(lambda x: (loss(x, reduction="sum"), loss(x), loss(x, reduction="none")))(logits)
+    np.testing.assert_allclose(summed, total, rtol=1e-5)
+    np.testing.assert_allclose(mean, total / max(n, 1), rtol=1e-5)
     assert each.shape == targets.shape and (np.asarray(each)[~counted] == 0).all()
 
 
 def test_nothing_counts():
-    assert rnn.cross_entropy(jnp.zeros((3, 2, 5)), jnp.zeros((3, 2), int), lengths=jnp.zeros(2, int)) == 0
+    loss = lambda x: rnn.cross_entropy(x, np.zeros((3, 2), int), lengths=np.zeros(2, int))
+    assert jax.jit(loss)(np.zeros((3, 2, 5), "f4")) == 0
 
 
 def test_padding_reaches_no_gradient():
-    logits = jnp.ones((3, 2, 4)).at[2, 0].set(jnp.nan)
-    targets = jnp.zeros((3, 2), int).at[2, 0].set(-99)
-    grads = jax.grad(lambda z: rnn.cross_entropy(z, targets, lengths=jnp.array([2, 3])))(logits)
-    assert bool(jnp.isfinite(grads).all()) and bool((grads[2, 0] == 0).all()) and bool((grads[1, 0] != 0).all())
+    logits, targets = with_nan_in_padding()
+    grads = np.asarray(jax.jit(jax.grad(lambda z: rnn.cross_entropy(z, targets, lengths=np.array([2, 3]))))(logits))
+    assert np.isfinite(grads).all() and (grads[2, 0] == 0).all() and (grads[1, 0] != 0).all()
+
+
+def with_nan_in_padding():
+    """Logits [3, 2, 4] and targets; the first sequence ends after two steps."""
+    logits, targets = np.ones((3, 2, 4), "f4"), np.zeros((3, 2), int)
+    logits[2, 0], targets[2, 0] = np.nan, -99
+    return logits, targets
 
 
 def test_sixteen_bits_do_not_overflow():
-    loss = rnn.cross_entropy(jnp.zeros((100, 700, 10), jnp.float16), jnp.zeros((100, 700), jnp.int32))
+    loss = jax.jit(rnn.cross_entropy)(np.zeros((100, 700, 10), np.float16), np.zeros((100, 700), np.int32))
     assert loss.dtype == jnp.float32 and float(loss) == pytest.approx(np.log(10), rel=1e-3)
 
 
 def test_targets_out_of_range_never_pass_for_a_class():
-    logits = jnp.zeros((2, 1, 3))
+    logits = np.zeros((2, 1, 3), "f4")
     with pytest.raises(ValueError, match=r"targets must lie in 0\.\.2, got -1 at \[1, 0\]; .*mask=targets >= 0"):
         rnn.cross_entropy(logits, jnp.array([[0], [-1]]))
     assert np.isnan(jax.jit(rnn.cross_entropy)(logits, jnp.array([[0], [-1]])))
-    masked = rnn.cross_entropy(logits, jnp.array([[0], [-1]]), mask=jnp.array([[True], [False]]))
-    assert float(masked) == pytest.approx(np.log(3))
+    for counted in ({"mask": jnp.array([[True], [False]])}, {"lengths": jnp.array([1])}):
+        assert float(rnn.cross_entropy(logits, jnp.array([[0], [-1]]), **counted)) == pytest.approx(np.log(3))
 
 
 def test_a_loss_in_the_cell_equals_a_loss_after_it():
@@ -67,13 +75,13 @@ def test_a_loss_in_the_cell_equals_a_loss_after_it():
 
     net = rnn.stack(rnn.gru(4), rnn.layer(nn.Dense(5)))
     whole = rnn.with_loss(net, optax.softmax_cross_entropy_with_integer_labels)
-    xs, targets = jax.random.normal(jax.random.key(0), (6, 2, 3)), jnp.arange(12).reshape(6, 2) % 5
-    params = whole.init(jax.random.key(1), (xs[0], targets[0]))
+    xs, targets = np.random.default_rng(0).standard_normal((6, 2, 3)).astype("f4"), np.arange(12).reshape(6, 2) % 5
+    params = jax.jit(whole.init)(jax.random.key(1), (xs[0], targets[0]))
     inside = lambda p: rnn.losses.reduced(
         rnn.unroll(whole, p, (xs, targets), lengths=jnp.array([3, 6]))[1], lengths=jnp.array([3, 6])
     )
     after = lambda p: rnn.cross_entropy(rnn.unroll(net, p, xs)[1], targets, lengths=jnp.array([3, 6]))
-    got, expected = jax.value_and_grad(inside)(params), jax.value_and_grad(after)(params)
+    got, expected = jax.jit(lambda p: (jax.value_and_grad(inside)(p), jax.value_and_grad(after)(p)))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
@@ -105,8 +113,8 @@ def test_class_weights_and_label_smoothing_by_hand(weighted, smoothing, reductio
         for v in range(5):
             each[tuple(at)] -= weights[v] * ((1 - smoothing) * (v == y) + smoothing / 5) * logs[v]
         weight += weights[y]
-    options = {"class_weights": weights if weighted else None, "label_smoothing": smoothing}
-    got = rnn.cross_entropy(logits, targets, mask=mask, reduction=reduction, **options)
+    options = {"class_weights": jnp.asarray(weights) if weighted else None, "label_smoothing": smoothing}
+    got = jax.jit(lambda z: rnn.cross_entropy(z, targets, mask=mask, reduction=reduction, **options))(logits)
     expected = {"sum": each.sum(), "mean": each.sum() / weight, "none": each}[reduction]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
@@ -115,26 +123,30 @@ def test_class_weights_and_label_smoothing_are_pytorch_s(x64):
     torch = pytest.importorskip("torch")
     logits, targets, mask = classified(batch=(), steps=9)
     weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0])
-    loss = lambda z: rnn.cross_entropy(z, targets, mask=mask, class_weights=weights, label_smoothing=0.1)
+    options = {"class_weights": jnp.asarray(weights), "label_smoothing": 0.1}
+    loss = lambda z: rnn.cross_entropy(z, targets, mask=mask, **options)
     theirs = torch.tensor(logits, requires_grad=True)
     ignored = torch.tensor(np.where(mask, targets, -100))
     of_torch = torch.nn.functional.cross_entropy(theirs, ignored, torch.tensor(weights), label_smoothing=0.1)
     of_torch.backward()
-    value, grads = jax.value_and_grad(loss)(logits)
+    value, grads = jax.jit(jax.value_and_grad(loss))(logits)
     np.testing.assert_allclose(value, of_torch.item(), rtol=1e-12)
     np.testing.assert_allclose(grads, theirs.grad.numpy(), rtol=1e-10, atol=1e-14)
 
 
 def test_padding_reaches_no_gradient_of_a_smoothed_and_weighted_loss():
-    logits = jnp.ones((3, 2, 4)).at[2, 0].set(jnp.nan)
-    targets = jnp.zeros((3, 2), int).at[2, 0].set(-99)
-    options = {"lengths": jnp.array([2, 3]), "label_smoothing": 0.1, "class_weights": jnp.arange(4.0) + 1}
-    loss = lambda z: rnn.cross_entropy(z, targets, **options)
-    grads = jax.grad(loss)(logits)
-    assert bool(jnp.isfinite(grads).all()) and bool((grads[2, 0] == 0).all()) and bool((grads[1, 0] != 0).any())
-    nothing = rnn.cross_entropy(jnp.zeros((1, 4)), jnp.zeros(1, int), class_weights=jnp.zeros(4))
+    logits, targets = with_nan_in_padding()
+    options = {"lengths": np.array([2, 3]), "label_smoothing": 0.1, "class_weights": jnp.arange(4.0) + 1}
+
+    @jax.jit
+    def compute(logits, z, y):
+        grads = jax.grad(lambda z: rnn.cross_entropy(z, targets, **options))(logits)
+        return grads, rnn.cross_entropy(z, y, label_smoothing=0.1)
+
+    grads, wrong = map(np.asarray, compute(logits, np.zeros((2, 3), "f4"), np.array([0, 3])))
+    assert np.isfinite(grads).all() and (grads[2, 0] == 0).all() and (grads[1, 0] != 0).any()
+    nothing = rnn.cross_entropy(np.zeros((1, 4), "f4"), np.zeros(1, int), class_weights=np.zeros(4, "f4"))
     assert nothing == 0  # no class that weighs anything
-    wrong = jax.jit(lambda z, y: rnn.cross_entropy(z, y, label_smoothing=0.1))(jnp.zeros((2, 3)), jnp.array([0, 3]))
     assert np.isnan(wrong)
 
 
@@ -142,12 +154,25 @@ def test_token_accuracy_counts_one_by_one():
     logits, targets, mask = classified(batch=(2, 3))
     right = [int(np.argmax(logits[tuple(at)]) == targets[tuple(at)]) for at in np.argwhere(mask)]
     accuracy = rnn.losses.token_accuracy
-    assert float(accuracy(logits, targets, mask=mask)) == pytest.approx(sum(right) / len(right))
-    assert accuracy(logits, targets, mask=mask, reduction="sum") == sum(right) > 0
-    assert accuracy(logits, targets, mask=mask, reduction="none").shape == targets.shape
-    assert accuracy(logits, targets, mask=np.zeros_like(mask)) == 0
-    assert accuracy(jnp.full((2, 3), jnp.nan), jnp.zeros(2, int)) == 0
-    assert accuracy(jnp.full((2, 3), jnp.nan), jnp.zeros(2, int), lengths=0) == 0
+
+    @jax.jit
+    def compute(logits, nans):
+        of = lambda **options: accuracy(logits, targets, **{"mask": mask, **options})
+        of_nan = lambda **options: accuracy(nans, np.zeros(2, int), **options)
+        return (
+            of(),
+            of(reduction="sum"),
+            of(reduction="none"),
+            of(mask=np.zeros_like(mask)),
+            of_nan(),
+            of_nan(lengths=0),
+        )
+
+    mean, summed, each, of_none, of_nan, of_no_steps = compute(logits.astype("f4"), np.full((2, 3), np.nan, "f4"))
+    assert float(mean) == pytest.approx(sum(right) / len(right))
+    assert summed == sum(right) > 0
+    assert each.shape == targets.shape
+    assert of_none == of_nan == of_no_steps == 0
 
 
 @pytest.mark.parametrize(
