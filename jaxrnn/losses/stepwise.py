@@ -149,7 +149,7 @@ def _class_weights(value: Any, classes: int) -> jax.Array:
         raise ValueError(
             f"cross_entropy: class_weights must be one number per class, [{classes}], got {checks.describe(weights)}"
         )
-    if checks.is_known(value) and not (np.asarray(weights) >= 0).all():
+    if checks.is_known(value) and not (np.asarray(value) >= 0).all():
         raise ValueError(f"cross_entropy: class_weights must be numbers of at least 0, got {np.asarray(value)}")
     return weights
 

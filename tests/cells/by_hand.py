@@ -10,19 +10,28 @@ from tests.zoo import D
 F64 = jnp.float64
 
 
+# One program per cell and shape, not one per operation.
+run = jax.jit(rnn.unroll, static_argnums=0)
+
+
+def moved(params, seed=1, scale=0.3):
+    """Parameters away from their special first values (zero biases), each by noise of its own; a dtype stays."""
+    noise = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray((a + scale * noise.normal(size=a.shape)).astype(a.dtype)), params)
+
+
 def made(cell, features=D, seed=0, scale=0.3):
     """float64 parameters, none of them at a special value (zero biases)."""
     params = cell.init(jax.random.key(seed), jax.ShapeDtypeStruct((features,), F64))
-    keys = iter(jax.random.split(jax.random.key(seed + 1), 99))
-    return jax.tree.map(lambda a: a + scale * jax.random.normal(next(keys), a.shape, a.dtype), params)
+    return moved(jax.tree.map(np.asarray, params), seed + 1, scale)
 
 
 def problem(cell, steps=9, features=D):
     """(parameters, the same in numpy, xs, the outputs, the last state), for a batch of two."""
     params = made(cell, features)
-    xs = jax.random.normal(jax.random.key(3), (steps, 2, features), F64)
-    state, ys = jax.jit(lambda p, xs: rnn.unroll(cell, p, xs))(params, xs)
-    return params, jax.tree.map(np.asarray, params), np.asarray(xs), np.asarray(ys), jax.tree.map(np.asarray, state)
+    xs = np.random.default_rng(3).normal(size=(steps, 2, features))
+    state, ys = run(cell, params, xs)
+    return params, jax.tree.map(np.asarray, params), xs, np.asarray(ys), jax.tree.map(np.asarray, state)
 
 
 def sigmoid(a):

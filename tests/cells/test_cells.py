@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 
 import jaxrnn as rnn
+from tests.cells.by_hand import made, run
 from tests.reference import assert_close
 from tests.zoo import CELLS, WIDE, D, H, sequence
 
 X = jax.ShapeDtypeStruct((D,), jnp.float64)
-
-
-def made(cell, seed=0):
-    """Parameters away from their special first values (zero biases)."""
-    params = cell.init(jax.random.key(seed), X)
-    keys = iter(jax.random.split(jax.random.key(seed + 1), 99))
-    return jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype), params)
 
 
 def blocks(matrix, n):
@@ -27,7 +21,8 @@ def blocks(matrix, n):
 def run_flax(module, variables, xs, carry):
     """nn.RNN over batch-major input, as Flax has it."""
     net = nn.RNN(module, time_major=True, return_carry=True)
-    return net.apply({"params": {"cell": variables}}, xs, initial_carry=carry)
+    apply = lambda variables, xs, carry: net.apply({"params": {"cell": variables}}, xs, initial_carry=carry)
+    return jax.jit(apply)(variables, xs, carry)
 
 
 def test_lstm_equals_flax(x64):
@@ -40,7 +35,7 @@ def test_lstm_equals_flax(x64):
     }
     zero = jnp.zeros((2, H), jnp.float64)
     (c, h), ys = run_flax(nn.LSTMCell(H, dtype=jnp.float64, param_dtype=jnp.float64), dense, xs, (zero, zero))
-    state, got = rnn.unroll(cell, p, xs)
+    state, got = run(cell, p, xs)
     assert_close((state.c, state.h, got), (c, h, ys), 1e-12)
 
 
@@ -53,7 +48,7 @@ def test_gru_equals_flax(x64):
     dense["hn"]["bias"] = p["c_n"]
     module = nn.GRUCell(H, dtype=jnp.float64, param_dtype=jnp.float64)
     h, ys = run_flax(module, dense, xs, jnp.zeros((2, H), jnp.float64))
-    state, got = rnn.unroll(cell, p, xs)
+    state, got = run(cell, p, xs)
     assert_close((state, got), (h, ys), 1e-12)
 
 
@@ -68,7 +63,7 @@ def test_mgu_equals_numpy(x64):
         f = 1 / (1 + np.exp(-(x @ U_f + h @ np.asarray(p["W"]) + b_f)))
         n = np.tanh(x @ U_n + (f * h) @ np.asarray(p["W_n"]) + b_n)
         h = (1 - f) * h + f * n
-    np.testing.assert_allclose(rnn.unroll(cell, p, xs)[0], h, rtol=1e-12)
+    np.testing.assert_allclose(run(cell, p, xs)[0], h, rtol=1e-12)
 
 
 def test_gru_before_equals_numpy(x64):
@@ -81,7 +76,7 @@ def test_gru_before_equals_numpy(x64):
         r, z = sigmoid(x @ U_r + h @ W_r + b_r), sigmoid(x @ U_z + h @ W_z + b_z)
         n = np.tanh(x @ U_n + b_n + (r * h) @ np.asarray(p["W_n"]))
         h = (1 - z) * n + z * h
-    np.testing.assert_allclose(rnn.unroll(cell, p, xs)[0], h, rtol=1e-12)
+    np.testing.assert_allclose(run(cell, p, xs)[0], h, rtol=1e-12)
 
 
 def test_lstm_without_memory_gates_is_elman_like(x64):
@@ -97,7 +92,7 @@ def test_lstm_without_memory_gates_is_elman_like(x64):
         "b": jnp.asarray(np.repeat([40.0, 40.0, 0.0, 40.0], H)),
     }
     xs = sequence(3, (7, 2), jnp.float64)
-    state, ys = rnn.unroll(cell, p, xs)
+    state, ys = run(cell, p, xs)
     memory = np.cumsum(np.tanh(np.asarray(xs) @ blocks(p["U"], 4)[2]), axis=0)
     np.testing.assert_allclose(ys, np.tanh(memory), rtol=1e-9)
     np.testing.assert_allclose(state.c, memory[-1], rtol=1e-9)
@@ -108,16 +103,16 @@ def test_peephole_of_zero_and_projection_by_identity_are_the_plain_lstm(x64):
     p = made(plain)
     seen = rnn.lstm(H, peephole=True, projection=H, dtype=jnp.float64)
     same = {**p, "p": jnp.zeros((3, H)), "R": jnp.eye(H)}
-    assert_close(rnn.unroll(seen, same, xs), rnn.unroll(plain, p, xs), 1e-14)
+    assert_close(run(seen, same, xs), run(plain, p, xs), 1e-14)
 
 
 def test_peephole_gates_see_the_right_memory(x64):
     """With all other weights zero the gates are functions of c alone: i and f of the old one, o of the new."""
     cell = rnn.lstm(1, peephole=True, dtype=jnp.float64)
-    p = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), X))
-    p = {**p, "p": jnp.array([[2.0], [-1.0], [3.0]]), "b": jnp.array([0.1, 0.2, 0.3, 0.4])}
-    state = rnn.LSTMState(h=jnp.zeros(1, jnp.float64), c=jnp.array([0.5], jnp.float64))
-    new, y = cell.step(p, state, jnp.zeros(D, jnp.float64))
+    p = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(cell.init, jax.random.key(0), X))
+    p = {**p, "p": np.array([[2.0], [-1.0], [3.0]]), "b": np.array([0.1, 0.2, 0.3, 0.4])}
+    state = rnn.LSTMState(h=np.zeros(1), c=np.array([0.5]))
+    new, y = jax.jit(cell.step)(p, state, np.zeros(D))
     sigmoid = lambda a: 1 / (1 + np.exp(-a))
     c = sigmoid(0.2 - 0.5) * 0.5 + sigmoid(0.1 + 1.0) * np.tanh(0.3)
     np.testing.assert_allclose(new.c, [c], rtol=1e-14)
@@ -128,7 +123,7 @@ def test_ind_rnn_is_elman_with_a_diagonal(x64):
     cell, xs = rnn.ind_rnn(H, activation=jnp.tanh, dtype=jnp.float64), sequence(3, (7, 2), jnp.float64)
     p = made(cell)
     full = {"U": p["U"], "W": jnp.diag(p["w"]), "b": p["b"]}
-    assert_close(rnn.unroll(cell, p, xs), rnn.unroll(rnn.elman(H, dtype=jnp.float64), full, xs), 1e-14)
+    assert_close(run(cell, p, xs), run(rnn.elman(H, dtype=jnp.float64), full, xs), 1e-14)
 
 
 def test_jordan_feeds_back_its_output(x64):
@@ -138,7 +133,7 @@ def test_jordan_feeds_back_its_output(x64):
     p = made(elman)
     jordan = rnn.jordan(H, H, output_activation=lambda a: a, dtype=jnp.float64)
     same = {**p, "V": jnp.eye(H), "c": jnp.zeros(H)}
-    assert_close(rnn.unroll(jordan, same, xs), rnn.unroll(elman, p, xs), 1e-14)
+    assert_close(run(jordan, same, xs), run(elman, p, xs), 1e-14)
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "gru_before", "mgu"])
@@ -158,10 +153,11 @@ def test_learned_initial_state_gets_a_gradient_and_serves_the_whole_batch():
     cell = rnn.lstm(H, learn_initial_state=True)
     params = cell.init(jax.random.key(0), jnp.zeros((5, D)))
     xs = sequence(1, (3, 5), jnp.float32)
-    grads = jax.grad(lambda p: jnp.sum(rnn.unroll(cell, p, xs)[1]))(params)["initial_state"]
-    one_by_one = [jax.grad(lambda p, b=b: jnp.sum(rnn.unroll(cell, p, xs[:, b])[1]))(params) for b in range(5)]
-    total = jax.tree.map(lambda *a: sum(a), *[g["initial_state"] for g in one_by_one])
-    assert float(jnp.abs(grads.c).max()) > 0
+    grad = jax.jit(jax.grad(lambda p, xs: jnp.sum(rnn.unroll(cell, p, xs)[1])))
+    grads = grad(params, xs)["initial_state"]
+    one_by_one = [grad(params, np.asarray(xs)[:, b])["initial_state"] for b in range(5)]
+    total = jax.tree.map(lambda *a: np.sum(a, 0), *one_by_one)
+    assert np.abs(grads.c).max() > 0
     assert_close(grads, total, 1e-5)
 
 
@@ -171,9 +167,13 @@ def test_parameters_cast_to_bfloat16_compute_in_bfloat16(name):
     layers = ("layer", "flax_lstm", "flax_gru", "stack", "graph", "dropout_sequence")
     if name in (*layers, "running_mean", "lift", "residual", "scheduled_sampling"):
         pytest.skip("holds a layer whose own dtype option decides, or adds or keeps an input in the input's dtype")
-    params = cell.init(jax.random.key(0), jnp.zeros((2, D)))
-    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    state, ys = rnn.unroll(cell, params, sequence(0, (3, 2), jnp.float32))
+    xs = jax.ShapeDtypeStruct((3, 2, D), jnp.float32)
+
+    def outcome(xs):
+        params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), cell.init(jax.random.key(0), xs[0]))
+        return rnn.unroll(cell, params, xs)
+
+    state, ys = jax.eval_shape(outcome, xs)  # dtypes are settled in tracing
     leaves = jax.tree.leaves(ys if name in WIDE else (state, ys))
     assert {a.dtype for a in leaves} - {jnp.dtype(jnp.int32)} == {jnp.dtype(jnp.bfloat16)}
 

@@ -8,7 +8,7 @@ import pytest
 
 import jaxrnn as rnn
 from jaxrnn import cells
-from tests.cells.by_hand import F64, parts, same, sigmoid
+from tests.cells.by_hand import F64, moved, parts, run, same, sigmoid
 from tests.reference import assert_close
 
 SPACE, D, H = (3, 4), 2, 3
@@ -16,9 +16,9 @@ SPACE, D, H = (3, 4), 2, 3
 
 def problem(cell, space=SPACE, steps=4):
     params = cell.init(jax.random.key(0), jax.ShapeDtypeStruct((*space, D), F64))
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    params = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype), params)
-    return params, jax.random.normal(jax.random.key(2), (steps, 2, *space, D), F64)
+    return moved(jax.tree.map(np.asarray, params)), jnp.asarray(
+        np.random.default_rng(2).normal(size=(steps, 2, *space, D))
+    )
 
 
 def convolved(x, weights):
@@ -33,23 +33,24 @@ def test_conv_lstm_equals_flax(x64):
     cell = cells.conv_lstm(H, SPACE, dtype=F64)
     params, xs = problem(cell)
     module = nn.ConvLSTMCell(H, (3, 3), dtype=F64, param_dtype=F64)
-    reordered = lambda a: jnp.concatenate([jnp.split(a, 4, axis=-1)[n] for n in (0, 2, 1, 3)], axis=-1)
-    bias = reordered(params["b"] - (jnp.arange(4 * H) // H == 1).astype(F64))
+    reordered = lambda a: np.concatenate([np.split(np.asarray(a), 4, axis=-1)[n] for n in (0, 2, 1, 3)], axis=-1)
+    bias = reordered(np.asarray(params["b"]) - (np.arange(4 * H) // H == 1))
     theirs = {
         "ih": {"kernel": reordered(params["U"]), "bias": bias},
         "hh": {"kernel": reordered(params["W"]), "bias": 0 * bias},
     }
-    zero = jnp.zeros((2, *SPACE, H), F64)
+    zero = np.zeros((2, *SPACE, H))
     net = nn.RNN(module, time_major=True, return_carry=True)
-    (c, h), ys = net.apply({"params": {"cell": theirs}}, xs, initial_carry=(zero, zero))
-    state, got = rnn.unroll(cell, params, xs)
+    apply = lambda theirs, xs, zero: net.apply({"params": {"cell": theirs}}, xs, initial_carry=(zero, zero))
+    (c, h), ys = jax.jit(apply)(theirs, xs, zero)
+    state, got = run(cell, params, xs)
     assert_close((state.c, state.h, got), (c, h, ys), 1e-12)
 
 
 def test_conv_lstm_with_peepholes_equals_numpy(x64):
     cell = cells.conv_lstm(H, SPACE, peephole=True, dtype=F64)
     params, xs = problem(cell)
-    got, p = np.asarray(rnn.unroll(cell, params, xs)[1]), jax.tree.map(np.asarray, params)
+    got, p = np.asarray(run(cell, params, xs)[1]), jax.tree.map(np.asarray, params)
     h = c = np.zeros((2, *SPACE, H))
     for x, y in zip(xs, got, strict=True):
         i, f, g, o = parts(convolved(x, p["U"]) + convolved(h, p["W"]) + p["b"], 4)
@@ -61,7 +62,7 @@ def test_conv_lstm_with_peepholes_equals_numpy(x64):
 def test_conv_gru_equals_numpy(x64):
     cell = cells.conv_gru(H, SPACE, dtype=F64)
     params, xs = problem(cell)
-    got, p, h = np.asarray(rnn.unroll(cell, params, xs)[1]), jax.tree.map(np.asarray, params), np.zeros((2, *SPACE, H))
+    got, p, h = np.asarray(run(cell, params, xs)[1]), jax.tree.map(np.asarray, params), np.zeros((2, *SPACE, H))
     for x, y in zip(xs, got, strict=True):
         (r_x, z_x, n_x), (r_h, z_h) = parts(convolved(x, p["U"]) + p["b"], 3), parts(convolved(h, p["W"]), 2)
         r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
@@ -79,23 +80,22 @@ def test_a_window_of_one_is_the_dense_cell_at_every_place(space, x64):
         cell, plain = conv(H, space, window=1, dtype=F64), dense(H, dtype=F64)
         params, xs = problem(cell, space)
         flat = {name: w if name == "b" else w.reshape(w.shape[-2:]) for name, w in params.items()}
-        assert_close(rnn.unroll(cell, params, xs)[1], rnn.unroll(plain, flat, xs)[1], 1e-13)
+        assert_close(run(cell, params, xs)[1], run(plain, flat, xs)[1], 1e-13)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_any_number_of_batch_dimensions(batch, x64):
     cell = cells.conv_lstm(H, SPACE, window=(3, 1), dtype=F64)
     params, _ = problem(cell)
-    x = jax.random.normal(jax.random.key(5), (*batch, *SPACE, D), F64)
-    state = jax.tree.map(lambda a: a + 0.2, cell.initial_state(params, batch))
+    x = np.random.default_rng(5).normal(size=(*batch, *SPACE, D))
+    state = jax.tree.map(lambda a: np.asarray(a) + 0.2, cell.initial_state(params, batch))
     flat = lambda a: a.reshape(-1, *SPACE, a.shape[-1])
-    got = cell.step(params, state, x)[1]
+    step = jax.jit(lambda state, x: cell.step(params, state, x)[1])
+    got = step(state, x)
     states, inputs = jax.tree.map(flat, state), flat(x)
-    one_by_one = [
-        cell.step(params, jax.tree.map(lambda a, b=b: a[b], states), inputs[b])[1] for b in range(len(inputs))
-    ]
+    one_by_one = [step(jax.tree.map(lambda a, b=b: a[b], states), inputs[b]) for b in range(len(inputs))]
     assert got.shape == (*batch, *SPACE, H)
-    assert_close(flat(got), jnp.stack(one_by_one), 1e-13)
+    assert_close(flat(got), np.stack(one_by_one), 1e-13)
 
 
 def test_recurrent_weights_are_orthonormal_per_gate(x64):

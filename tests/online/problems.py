@@ -1,7 +1,10 @@
 """Cells that end in a loss, sequences for them, and gradients to compare: what the tests of online learning share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import jaxrnn as rnn
@@ -51,14 +54,21 @@ def bptt(net, params, xs, scan=lax.scan, **more):
 
 def by_windows(net, method, params, xs, cuts=(), state=None, key=None):
     """The sum of the gradients of windows that end at these steps, and the last carry."""
-    learner = online.online(net, method)
+    init, update = _programs(net, method)
+    xs = jax.tree.map(np.asarray, xs)  # of which a part takes no program
     T = len(jax.tree.leaves(xs)[0])
-    carry, total = jax.jit(lambda p, x: learner.init(p, x, state, key=key))(params, first(xs)), None
-    update = jax.jit(learner.update)  # compiled once for windows of the same length
+    carry, total = init(params, first(xs), state, key), None
     for a, b in zip((0, *cuts), (*cuts, T), strict=True):
         carry, _, grads = update(params, carry, jax.tree.map(lambda x, a=a, b=b: x[a:b], xs))
-        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        total = grads if total is None else jax.tree.map(np.add, total, grads)
     return total, carry
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(net, method):
+    """A learner's init and update: compiled once for windows of the same length, whatever the key."""
+    learner = online.online(net, method)
+    return jax.jit(lambda p, x, state, key: learner.init(p, x, state, key=key)), jax.jit(learner.update)
 
 
 def every(net, method, params, xs, steps, key=None):
@@ -66,22 +76,24 @@ def every(net, method, params, xs, steps, key=None):
     learner = online.online(net, method)
     windows = jax.tree.map(lambda a: a.reshape(-1, steps, *a.shape[1:]), xs)
 
-    def body(both, window):
+    def body(params, both, window):
         carry, total = both
         carry, _, grads = learner.update(params, carry, window)
         return (carry, jax.tree.map(jnp.add, total, grads)), None
 
-    carry = learner.init(params, first(xs), key=key)
-    (carry, total), _ = jax.jit(lambda both: lax.scan(body, both, windows))(
-        (carry, jax.tree.map(jnp.zeros_like, params))
-    )
+    def whole(params, x, key):
+        start = learner.init(params, x, key=key), jax.tree.map(jnp.zeros_like, params)
+        return lax.scan(functools.partial(body, params), start, windows)[0]
+
+    carry, total = jax.jit(whole)(params, first(xs), key)
     return total, carry
 
 
 def error(found, expected):
     """The distance of two gradients, relative to the second."""
-    parts = lambda leaf: [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
-    flat = lambda tree: jnp.concatenate([jnp.ravel(part) for leaf in jax.tree.leaves(tree) for part in parts(leaf)])
+    parts = lambda leaf: [leaf.real, leaf.imag] if np.iscomplexobj(leaf) else [leaf]
+    leaves = lambda tree: map(np.asarray, jax.tree.leaves(tree))
+    flat = lambda tree: np.concatenate([np.ravel(part) for leaf in leaves(tree) for part in parts(leaf)])
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     a, b = flat(found), flat(expected)
-    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))

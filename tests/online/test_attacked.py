@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxrnn as rnn
@@ -90,13 +91,16 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+FEW = ("straight through", "a loop inside", "a branch", "what has a batch's size")
+
+
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in STEPS])
 def test_steps(name, x64):
     """In a batch of three, as large as all else is."""
     exact(cell_of(*STEPS[name]), batch=(3,))
 
 
-@pytest.mark.parametrize("batch", [(), (1,)])
+@pytest.mark.parametrize("batch", [(), pytest.param((1,), marks=pytest.mark.slow)])
 def test_a_weight_in_two_roles(batch, x64):
     step = lambda p, h, x: jnp.tanh(h @ p["W"] + jnp.broadcast_to(p["W"][:, 0], h.shape) + x + p["W"].sum() * x)
     exact(cell_of({"W": (3, 3)}, step), batch)
@@ -134,21 +138,32 @@ def test_precision_asked_for_is_kept():
         return jnp.tanh(z + x.astype(jnp.float32)).astype(h.dtype)
 
     net, params, xs = problem(cell_of({"W": (3, 3)}, step), dtype=jnp.bfloat16)
-    losses = [
-        online(net, m).update(params, online(net, m).init(params, first(xs)), xs)[1] for m in (rtrl(), immediate())
-    ]
+    loss = lambda learner: learner.update(params, learner.init(params, first(xs)), xs)[1]
+    losses = [float(jax.jit(lambda m=m: loss(online(net, m)))()) for m in (rtrl(), immediate())]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(
-    "method", [rtrl(), tbptt(2, every=2), immediate(), uoro()], ids=["rtrl", "tbptt", "none", "uoro"]
+    "method",
+    [
+        rtrl(),
+        tbptt(2, every=2),
+        pytest.param(immediate(), marks=pytest.mark.slow),
+        pytest.param(uoro(), marks=pytest.mark.slow),
+    ],
+    ids=["rtrl", "tbptt", "none", "uoro"],
 )
 def test_a_key_for_one_window_alone(method):
     net, params, xs = problem(rnn.dropout(rnn.gru(4), 0.5, on="input"), dtype=jnp.float32)
-    learner, part = online(net, method), jax.tree.map(lambda a: a[:2], xs)
-    carry = learner.init(params, first(xs), key=jax.random.key(0) if isinstance(method, uoro) else None)
-    update = jax.jit(learner.update)
-    one, again, other = (update(params, carry, part, key=jax.random.key(n))[1] for n in (1, 1, 2))
+    learner, part = online(net, method), jax.tree.map(lambda a: np.asarray(a)[:2], xs)
+    start = jax.random.key(0) if isinstance(method, uoro) else None
+
+    @jax.jit
+    def loss(key):
+        carry = learner.init(params, first(part), key=start)
+        return learner.update(params, carry, part, key=key)[1]
+
+    one, again, other = (float(loss(jax.random.key(n))) for n in (1, 1, 2))
     assert one == again != other
 
 

@@ -40,7 +40,7 @@ def test_exact_learning_of_a_dense_cell():
     [
         (rnn.gru, snap(1), 8, 1.0),
         (rnn.gru, eprop(), 8, 1.0),
-        (rnn.lstm, eprop(), 8, 1.0),
+        pytest.param(rnn.lstm, eprop(), 8, 1.0, marks=pytest.mark.slow),
         (rnn.lstm, snap(1), 15, 2.0),  # two rows, and so four products of rows
         (lambda size: rnn.ind_rnn(size, **TANH), rtrl(), 8, 1.0),
         (rnn.gru, uoro(), 12, 1.0),

@@ -16,9 +16,9 @@ def cell():
 @pytest.mark.parametrize(
     ("method", "scan"),
     [
-        (tbptt(12), jax.lax.scan),
-        (tbptt(12, every=3), jax.lax.scan),
-        (tbptt(3, every=3), rnn.truncated(3)),
+        pytest.param(tbptt(12), jax.lax.scan, marks=pytest.mark.slow),
+        pytest.param(tbptt(12, every=3), jax.lax.scan, marks=pytest.mark.slow),
+        pytest.param(tbptt(3, every=3), rnn.truncated(3), marks=pytest.mark.slow),
         (tbptt(6, every=3), rnn.truncated(every=3, reach=6)),
         (tbptt(4), rnn.truncated(every=1, reach=4)),
         (immediate(), rnn.truncated(1)),
