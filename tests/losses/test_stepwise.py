@@ -113,7 +113,7 @@ def test_class_weights_and_label_smoothing_by_hand(weighted, smoothing, reductio
         for v in range(5):
             each[tuple(at)] -= weights[v] * ((1 - smoothing) * (v == y) + smoothing / 5) * logs[v]
         weight += weights[y]
-    options = {"class_weights": jnp.asarray(weights) if weighted else None, "label_smoothing": smoothing}
+    options = {"class_weights": weights if weighted else None, "label_smoothing": smoothing}
     got = jax.jit(lambda z: rnn.cross_entropy(z, targets, mask=mask, reduction=reduction, **options))(logits)
     expected = {"sum": each.sum(), "mean": each.sum() / weight, "none": each}[reduction]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
