@@ -291,6 +291,7 @@ def test_no_weight_gradient_per_example_under_vmap():
     assert f"f32[{B},64,256]" not in text and f"f32[{B},{D},256]" not in text and "f32[64,256]" in text
 
 
+@pytest.mark.slow  # in test_segments it is so within itself
 def test_revolve_differentiates_twice_and_forward(x64):
     cell = CELLS["gru"](jnp.float64)
     xs = jax.random.normal(jax.random.key(0), (23, 2, 3), jnp.float64)

@@ -44,7 +44,12 @@ def made(name):
     return layer, BIASED(jax.jit(layer.init)(jax.random.key(1), xs[0])), xs
 
 
-SINGLE = ("over_time", "bidirectional, merged", "convolution, causal")  # of which another like it is in the fast set
+SINGLE = (
+    "over_time",
+    "bidirectional",
+    "bidirectional, merged",
+    "convolution, causal",
+)  # of which another like it is in the fast set
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SINGLE else n for n in LAYERS])

@@ -32,7 +32,7 @@ NETS = {
 
 
 @pytest.mark.parametrize(
-    "name", [name if name != "lstm" else pytest.param(name, marks=pytest.mark.slow) for name in NETS]
+    "name", [name if name == "learned" else pytest.param(name, marks=pytest.mark.slow) for name in NETS]
 )
 def test_packed_is_alone(name):
     net, parts = NETS[name], sequences()
