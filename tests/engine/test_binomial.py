@@ -46,7 +46,7 @@ def test_closed_forms_equal_brute_force(m):
         assert evaluations_keeping_steps(t, m - 1) == whole(t, m - 1)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 3, 5))])
 def test_the_mixed_programme_equals_brute_force(size):
     for t in range(30):
         for m in range(9):

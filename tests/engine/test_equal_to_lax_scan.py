@@ -23,6 +23,20 @@ SCANS = {
     "within": rnn.within("1MB"),
 }
 every_scan = pytest.mark.parametrize("scan", SCANS.values(), ids=list(SCANS))
+FEW = ("scan", "segments of 4", "revolve")
+LATER = [pytest.param(SCANS[name], id=name, marks=pytest.mark.slow) for name in SCANS if name not in FEW]
+few_scans_fast = pytest.mark.parametrize("scan", [*(pytest.param(SCANS[name], id=name) for name in FEW), *LATER])
+
+
+def pairs(cases):
+    """Each case under each scan; fast are `scan` and one other for each case, by turns."""
+    at = [((i, case), (j, scan)) for i, case in enumerate(cases) for j, scan in enumerate(SCANS)]
+    return [
+        pytest.param(
+            cases[case], SCANS[scan], id=f"{case}-{scan}", marks=() if j == 0 or (i + j) % 6 == 0 else pytest.mark.slow
+        )
+        for (i, case), (j, scan) in at
+    ]
 
 
 def gradient_of(step, scan, first=None):
@@ -33,6 +47,11 @@ def gradient_of(step, scan, first=None):
         return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves((h, ys)) if jnp.issubdtype(a.dtype, jnp.floating))
 
     return jax.jit(jax.grad(loss))(W)
+
+
+@functools.cache
+def expected_of(step):
+    return gradient_of(step, lax.scan)
 
 
 # --- gradients that are their own business ------------------------------------------------------
@@ -80,10 +99,9 @@ OWN_GRADIENTS = {
 }
 
 
-@every_scan
-@pytest.mark.parametrize("step", OWN_GRADIENTS.values(), ids=list(OWN_GRADIENTS))
+@pytest.mark.parametrize(("step", "scan"), pairs(OWN_GRADIENTS))
 def test_a_gradient_rule_is_applied_once_for_each_step(step, scan):
-    assert_close(gradient_of(step, scan), gradient_of(step, lax.scan), 1e-5)
+    assert_close(gradient_of(step, scan), expected_of(step), 1e-5)
 
 
 def test_the_figures_of_clipping_each_step_s_gradient():
@@ -100,8 +118,7 @@ def _noisy(w, h, key):
     return jnp.tanh(h @ w + noise), jax.random.uniform(jax.random.fold_in(key, 1), (N,)) @ w * h
 
 
-@every_scan
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize(("implementation", "scan"), pairs({n: n for n in ("threefry2x32", "rbg", "unsafe_rbg")}))
 def test_the_same_numbers_are_drawn_with_any_keys(implementation, scan):
     keys = jax.random.split(jax.random.key(3, impl=implementation), T)
 
@@ -122,13 +139,12 @@ COMPLEX = {
 }
 
 
-@every_scan
-@pytest.mark.parametrize("step", COMPLEX.values(), ids=list(COMPLEX))
+@pytest.mark.parametrize(("step", "scan"), pairs(COMPLEX))
 def test_complex_values_in_what_leaves_the_loop(step, scan):
-    assert_close(gradient_of(step, scan), gradient_of(step, lax.scan), 1e-4)
+    assert_close(gradient_of(step, scan), expected_of(step), 1e-4)
 
 
-@every_scan
+@few_scans_fast
 def test_a_complex_recurrence(scan):
     step = lambda w, h, x: (h * jnp.complex64(0.5 + 0.5j) + lax.complex(x @ w, x), jnp.real(h) ** 2 + jnp.imag(h))
     first = jnp.zeros(N, jnp.complex64)
@@ -157,7 +173,9 @@ def test_options_of_lax_scan_are_understood(scan):
     assert count() == 0 and count(unroll=2) > 0
 
 
-@every_scan
+@pytest.mark.parametrize(
+    "scan", [pytest.param(s, id=n, marks=() if n == "scan" else pytest.mark.slow) for n, s in SCANS.items()]
+)
 def test_nothing_leaks(scan):
     with jax.checking_leaks():
         gradient_of(lambda w, h, x: (jnp.tanh(h @ w + x), h), scan)

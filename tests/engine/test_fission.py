@@ -25,7 +25,7 @@ def names(equations):
 
 
 def plan(cell, separate=None):
-    params = cell.init(jax.random.key(0), jnp.zeros((B, D)))
+    params = jax.jit(cell.init)(jax.random.key(0), jnp.zeros((B, D)))
     state = cell.initial_state(params, (B,))
     return traced(lambda s, x: cell.step(params, s, x), state, jnp.zeros((B, D))).parts(separate)
 
@@ -126,7 +126,7 @@ def test_effects_happen_at_every_step_in_order(capfd):
     assert capfd.readouterr().out.split() == ["0.0", "1.0", "2.0", "3.0"]
 
 
-@pytest.mark.parametrize("unroll", [2, 5, True])
+@pytest.mark.parametrize("unroll", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, True))])
 def test_unroll(unroll):
     w, xs = jax.random.normal(jax.random.key(0), (3, 3)), jnp.ones((7, 3))
     got, want = (s(dense(w), jnp.zeros(3), xs, unroll=unroll) for s in (rnn.scan, lax.scan))
@@ -177,12 +177,12 @@ def test_custom_rules_are_kept():
     w = jax.random.normal(jax.random.key(0), (3, 3))
     step = lambda w: lambda c, x: (clipped(jax.nn.relu(c @ w + x)), c)
     loss = lambda scan, w: jnp.sum(scan(step(w), jnp.ones(3), jnp.ones((6, 3)))[0])
-    got, want = (jax.grad(lambda w, s=s: loss(s, w))(w) for s in (rnn.scan, lax.scan))
+    got, want = (jax.jit(jax.grad(lambda w, s=s: loss(s, w)))(w) for s in (rnn.scan, lax.scan))
     assert_close(got, want, 1e-6)
     free = jax.grad(
         lambda w: jnp.sum(lax.scan(lambda c, x: (jax.nn.relu(c @ w + x), c), jnp.ones(3), jnp.ones((6, 3)))[0])
     )
-    assert float(jnp.max(jnp.abs(free(w) - want))) > 1e-3
+    assert float(jnp.max(jnp.abs(jax.jit(free)(w) - want))) > 1e-3
 
 
 @pytest.mark.parametrize("steps", [2, 50, 500])
@@ -209,7 +209,7 @@ NETS = {
 
 def gradient(cell, scan, steps=T):
     xs = jax.random.normal(jax.random.key(0), (steps, B, D))
-    params = cell.init(jax.random.key(1), xs[0])
+    params = jax.jit(cell.init)(jax.random.key(1), xs[0])
     loss = lambda p: jnp.sum(jnp.sin(rnn.unroll(cell, p, xs, scan=scan)[1]))
     return jax.grad(loss), params
 
@@ -266,11 +266,11 @@ def test_each_weight_gradient_is_one_product_per_segment(name):
         assert (2, shape) not in made
 
 
-@pytest.mark.parametrize("name", ["lstm", "stack"])
+@pytest.mark.parametrize("name", ["lstm", pytest.param("stack", marks=pytest.mark.slow)])
 def test_vmap_makes_no_weight_gradient_per_example(name):
     cell = NETS[name]()
     xs = jax.random.normal(jax.random.key(0), (B, T, D))
-    params = cell.init(jax.random.key(1), xs[0, 0])
+    params = jax.jit(cell.init)(jax.random.key(1), xs[0, 0])
     loss = lambda p: jnp.sum(jax.vmap(lambda x: rnn.unroll(cell, p, x)[1])(xs))
     text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
     for weight in jax.tree.leaves(params):
@@ -430,7 +430,7 @@ def test_terms_that_broadcast_enter_before_a_split(x64):
 
         return jnp.sum(jnp.sin(scan(step, jnp.ones((3, 4)), xs)[1]))
 
-    got, want = (jax.grad(lambda w, b, s=s: loss(s, w, b), (0, 1))(w, b) for s in (rnn.scan, lax.scan))
+    got, want = (jax.jit(jax.grad(lambda w, b, s=s: loss(s, w, b), (0, 1)))(w, b) for s in (rnn.scan, lax.scan))
     assert_close(got, want, 1e-10)
 
 
@@ -462,25 +462,41 @@ ODD_STEPS = {
 }
 
 
-@pytest.mark.parametrize("how", [{}, {"segment": 2, "separate": True}])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ODD_STEPS)
-def test_odd_steps(name, reverse, how, x64):
+def odd(name, reverse, scan):
+    """The gradients of a step, and its slope in one direction."""
     step, carry = ODD_STEPS[name]
     wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)
     xs = jax.random.normal(jax.random.key(7), (5, 2, 4), jnp.float64)
 
-    def loss(scan, w, carry, xs):
+    def loss(w, carry, xs):
         end, ys = scan(lambda c, x: step(w, c, x), carry, xs, reverse=reverse)
         return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves((end, ys)))
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def compute(scan, *args):
-        f = lambda *args: loss(scan, *args)
-        return jax.value_and_grad(f, (0, 1, 2))(*args), jax.jvp(f, args, jax.tree.map(jnp.cos, args))
+    @jax.jit
+    def compute(*args):
+        return jax.value_and_grad(loss, (0, 1, 2))(*args), jax.jvp(loss, args, jax.tree.map(jnp.cos, args))
 
-    args = wide((W4, carry, xs))
-    assert_close(compute(rnn.fissioned(**how), *args), compute(lax.scan, *args), 1e-10)
+    return compute(*wide((W4, carry, xs)))
+
+
+@functools.cache
+def odd_under_lax_scan(name, reverse):
+    return odd(name, reverse, lax.scan)
+
+
+def odd_cases():
+    """Each step forwards and in reverse, whole and in segments; fast is one of the four, by turns."""
+    for n, name in enumerate(ODD_STEPS):
+        for reverse in (False, True):
+            for segments in (False, True):
+                turn = (n % 2 == 1) == reverse == segments
+                yield pytest.param(name, reverse, segments, marks=() if turn else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "reverse", "segments"), list(odd_cases()))
+def test_odd_steps(name, reverse, segments, x64):
+    scan = rnn.fissioned(2, separate=True) if segments else rnn.fissioned()
+    assert_close(odd(name, reverse, scan), odd_under_lax_scan(name, reverse), 1e-10)
 
 
 def test_callbacks_and_references_keep_the_loop_as_it_is():

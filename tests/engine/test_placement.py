@@ -54,7 +54,11 @@ STEPS = {
     "all pairs": (pairwise, jnp.zeros(N)),
     "frames": (convolved, jnp.zeros(N)),
 }
-each_step = pytest.mark.parametrize("step, first", STEPS.values(), ids=list(STEPS))
+FAST = ("a cache of keys", "frames")
+each_step = pytest.mark.parametrize(
+    "step, first",
+    [pytest.param(*STEPS[name], id=name, marks=() if name in FAST else pytest.mark.slow) for name in STEPS],
+)
 
 
 def outputs(step, first, scan):
@@ -97,11 +101,16 @@ def test_values_and_gradients_are_lax_scan_s(step, first):
     assert_close(got, expected, 2e-4)
 
 
-@pytest.mark.parametrize("name", CELLS)
+FAST_CELLS = ("elman", "lstm", "gru", "dropout_step", "mlstm")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST_CELLS else pytest.param(name, marks=pytest.mark.slow) for name in CELLS]
+)
 def test_no_cell_takes_more_than_lax_scan_and_one_segment(name):
     cell, batch = CELLS[name](jnp.float32), 16
     x = jax.ShapeDtypeStruct((batch, D), jnp.float32)
-    params, xs = cell.init(jax.random.key(0), x), jax.ShapeDtypeStruct((T, *x.shape), x.dtype)
+    params, xs = jax.jit(cell.init)(jax.random.key(0), jnp.zeros(x.shape)), jax.ShapeDtypeStruct((T, *x.shape), x.dtype)
     floats = lambda tree: sum(jnp.sum(a) for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating))
 
     def grad(scan):

@@ -142,7 +142,11 @@ KINDS = list(OPERATIONS)
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(name, list(HOW)[n % len(HOW)]) for n, name in enumerate(OPERATIONS)],
+    # Every third is fast, so each way has its share.
+    [
+        pytest.param(name, list(HOW)[n % len(HOW)], marks=() if n % 3 == 0 else pytest.mark.slow)
+        for n, name in enumerate(OPERATIONS)
+    ],
 )
 def test_each_operation_is_as_under_lax_scan(name, how):
     compare(alone(name), how, all_orders=False)
@@ -169,7 +173,10 @@ def programs(names):
 compiling = settings(phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("how", HOW)
+LAST = list(HOW)[-1]
+
+
+@pytest.mark.parametrize("how", [LAST, *(pytest.param(how, marks=pytest.mark.slow) for how in HOW if how != LAST)])
 @compiling
 @given(program=programs(list(OPERATIONS)))
 def test_any_step_is_as_under_lax_scan(how, program):
@@ -194,7 +201,10 @@ def compare_narrow(program, dtype):
 NARROW = [name for name, operation in OPERATIONS.items() if operation.narrow]
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(jnp.bfloat16, id="bfloat16"), pytest.param(jnp.float16, id="float16", marks=pytest.mark.slow)],
+)
 @compiling
 @given(program=programs(NARROW))
 def test_any_step_of_16_bits_is_nearly_as_under_lax_scan(dtype, program):

@@ -164,7 +164,7 @@ def with_everything():
     return CELLS["graph"](jnp.dtype("float64"))
 
 
-@pytest.mark.parametrize("key", [None, 3])
+@pytest.mark.parametrize("key", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_with_and_without_randomness_it_equals_unroll(key, x64):
     cell, xs = with_everything(), sequence(0, (T, B), F64)
     params = cell.init(jax.random.key(0), xs[0])
@@ -181,7 +181,7 @@ def never_cut():
     return cell, xs, params, jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, xs)
 
 
-@pytest.mark.parametrize("segment", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("segment", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4, 5))])
 def test_cut_edges_are_those_over_which_truncated_lets_no_gradient_pass(segment, x64):
     cell, xs, params, uncut = never_cut()
     net = rnn.graphs.unrolled(cell, T).truncated(segment)
@@ -202,7 +202,7 @@ def test_weights_are_shared_and_copies_have_gradients_of_their_own(x64):
     assert list(weights) == list(net.vertices) and all(w is params[name] for (name, _), w in weights.items())
 
     loss = jax.jit(lambda copies: scalar(*net.evaluate(params, xs, copies=copies)))
-    by_copy = jax.grad(loss)(weights)
+    by_copy = jax.jit(jax.grad(loss))(weights)
     shared = jax.jit(jax.grad(lambda p: scalar(*rnn.unroll(cell, p, xs))))(params)
     for name in ("h", "y"):
         summed = jax.tree.map(lambda *copies: sum(copies), *[by_copy[name, t] for t in range(T)])

@@ -183,7 +183,15 @@ def by_cell(name):
 
 
 # Every drawing under three scans, one under all of them (and the graph of tests/zoo.py under all in test_matrix.py).
-DRAWN = [(name, scan) for name in SAME for scan in SCANS if name == "gru" or scan in THREE]
+# Fast are one scan for each drawing, and three for that one.
+DRAWN = [
+    pytest.param(
+        name, scan, marks=() if scan == "fissioned" or (name, scan in THREE) == ("gru", True) else pytest.mark.slow
+    )
+    for name in SAME
+    for scan in SCANS
+    if name == "gru" or scan in THREE
+]
 
 
 @pytest.mark.parametrize(("name", "scan"), DRAWN)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +47,15 @@ def both(step, scan):
     return lambda w, xs: (outputs(step, scan, w, xs), jax.grad(loss)(w, xs))
 
 
+@cache
+def expected(name, steps):
+    """What is to be found, on one device."""
+    return jax.jit(both(STEPS[name][0], lax.scan))(W, inputs(steps))
+
+
 def says(place, name, found, steps, **more):
-    expected = jax.jit(both(STEPS[name][0], lax.scan))(W, inputs(steps))
-    close = all(np.allclose(np.asarray(a), np.asarray(b), 1e-4, 1e-5) for a, b in zip(found, expected, strict=True))
+    pairs = zip(found, expected(name, steps), strict=True)
+    close = all(np.allclose(np.asarray(a), np.asarray(b), 1e-4, 1e-5) for a, b in pairs)
     print(json.dumps({"place": place, "name": name, "steps": steps, "equal": close, **more}), flush=True)
 
 
@@ -76,7 +82,8 @@ def on_automatic_mesh(name, mesh, axis, steps):
     """Also the exchanges in the compiled gradient: how many numbers each moves."""
     xs = jax.device_put(inputs(steps), NamedSharding(mesh, ALONG[axis]))
     program = jax.jit(both(*STEPS[name]), out_shardings=(NamedSharding(mesh, ALONG[axis]), NamedSharding(mesh, P())))
-    found = re.findall(EXCHANGE, program.lower(W, xs).compile().as_text())
+    program = program.lower(W, xs).compile()
+    found = re.findall(EXCHANGE, program.as_text())
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape, kind in found if kind != "all-reduce"]
     sums = sum(kind == "all-reduce" for _, kind in found)
     says(f"automatic mesh, {axis}", name, program(W, xs), steps, exchanges=sizes, sums=sums)

@@ -68,7 +68,11 @@ def compiled(scan):
     return jax.jit(jax.value_and_grad(by_unroll(SCANS[scan], problem()[2]), argnums=(0, 1, 2)))
 
 
-@pytest.mark.parametrize("scan", SCANS)
+FAST = ("lax.scan", "checkpointed(2)", "fissioned", "fissioned(2, separate)", "revolve(2, 1, kept=1)", "parallel")
+EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SCANS]
+
+
+@pytest.mark.parametrize("scan", EVERY)
 def test_gradients_equal_the_closed_form(scan, x64):
     weights, xs, targets, h = problem()
     loss, grads = closed_form(weights, xs, targets, h)
@@ -78,7 +82,7 @@ def test_gradients_equal_the_closed_form(scan, x64):
         np.testing.assert_allclose(got[name], grads[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("scan", EVERY)
 def test_gradients_equal_central_differences(scan, x64):
     weights, xs, _, h = problem()
     loss, grads = lambda *args: compiled(scan)(*args)[0], compiled(scan)(weights, xs, h)[1]

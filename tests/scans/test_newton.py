@@ -70,7 +70,7 @@ def loss(scan, step, params, state, xs):
     return jnp.sum(jnp.sin(scan(partial(step, params), state, xs)[1]) ** 2)
 
 
-@pytest.mark.parametrize("make", [bounded, gates, pairs])
+@pytest.mark.parametrize("make", [gates, *(pytest.param(m, marks=pytest.mark.slow) for m in (bounded, pairs))])
 def test_ten_thousand_steps_in_13_iterations_to_rounding(make, x64):
     step, *args = given(make, 10_000)
     told = []
@@ -86,7 +86,7 @@ def test_ten_thousand_steps_in_13_iterations_to_rounding(make, x64):
     assert error <= 2 * found.bound + 1e-14 and found.bound < 1e-12
 
 
-@pytest.mark.parametrize("make", [gates, pytest.param(pairs, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [bounded, *(pytest.param(m, marks=pytest.mark.slow) for m in (gates, pairs))])
 def test_gradients_first_and_second(make, x64):
     step, *args = given(make, 40)
 
@@ -107,7 +107,7 @@ def test_gradient_of_many_steps(steps, x64):
         assert difference(find(rnn.parallel(newton=settings)), find(lax.scan)) < 1e-13
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_chaos_falls_back_to_the_loop_and_says_so(batched, x64):
     step, params, state, xs = given(chaotic, 200)
     told = []
@@ -127,7 +127,8 @@ def test_under_masks_and_in_reverse():
     """Diagonal gates within `unroll`, still by iteration: the inner scan, which would spoil all, is not run."""
     cell = cell_of(gates)
     params, xs = cell.init(None, None), inputs()
-    run = lambda scan: rnn.unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True, scan=scan)
+    options = {"lengths": LENGTHS, "resets": RESETS, "reverse": True}
+    run = lambda scan: jax.jit(lambda p, xs: rnn.unroll(cell, p, xs, scan=scan, **options))(params, xs)
     assert difference(run(rnn.parallel(newton=newton(), inner=spoiling)), run(lax.scan)) < 1e-5
 
 
@@ -140,10 +141,12 @@ def test_zero_iterations_go_forward_in_order_and_back_in_parallel(x64):
     assert gradient(lax.scan) > 2 * value
 
 
-@pytest.mark.parametrize("cell", [rnn.lstm(4), rnn.gru(4), rnn.elman(4)])
+@pytest.mark.parametrize(
+    "cell", [rnn.elman(4), *(pytest.param(c, marks=pytest.mark.slow) for c in (rnn.lstm(4), rnn.gru(4)))]
+)
 def test_dense_cells_are_refused_with_the_reason(cell):
     x = jnp.ones((5, 2, D))
-    params = cell.init(jax.random.key(0), x[0])
+    params = jax.jit(cell.init)(jax.random.key(0), x[0])
     with pytest.warns(UserWarning, match=r"dot_general of the carry mixes elements, .* work that grows with H\^3"):
         got = rnn.unroll(cell, params, x, scan=rnn.parallel(newton=newton()))
     assert difference(got, rnn.unroll(cell, params, x)) == 0

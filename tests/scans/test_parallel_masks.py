@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -49,7 +50,9 @@ def with_gradient(cell, scan, **masks):
 
 @pytest.mark.parametrize(
     ("make", "masks"),
-    [(gated, m) for m in MASKS] + [(rectified, "both"), (logarithms, "both")],
+    [(gated, "both, in reverse"), (rectified, "both")]
+    + [pytest.param(gated, m, marks=pytest.mark.slow) for m in MASKS if m != "both, in reverse"]
+    + [pytest.param(logarithms, "both", marks=pytest.mark.slow)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_masks_leave_it_in_parallel(make, masks, x64, lenient):
@@ -68,7 +71,7 @@ def test_depth_under_lengths():
     assert run(rnn.parallel()) < 260 and run(lax.scan) > 5000
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_nan_before_a_reset_reaches_nothing_after_it(batched):
     """Such a sequence goes in order, with the guard; under vmap as well, without the clean one's spoiling."""
     cell, xs = cell_of(gated), drawn()
@@ -103,23 +106,24 @@ def test_a_choice_by_hand_cuts_a_nan_off(x64):
     """In a step without `resettable` the values after the choice are the loop's, finite."""
     step = lambda h, x: (jnp.where(x > 5, 0.0, h) * 0.9 + x,) * 2
     xs = jnp.ones((30, 2)).at[3, 0].set(jnp.nan).at[11].set(6.0)
-    (end, ys), (end0, ys0) = rnn.parallel()(step, jnp.zeros(2), xs), lax.scan(step, jnp.zeros(2), xs)
-    assert jnp.isfinite(end).all() and (jnp.isnan(ys) == jnp.isnan(ys0)).all()
-    assert_close(jax.tree.map(jnp.nan_to_num, (end, ys)), jax.tree.map(jnp.nan_to_num, (end0, ys0)), 1e-13)
+    both = jax.jit(lambda xs: [scan(step, jnp.zeros(2), xs) for scan in (rnn.parallel(), lax.scan)])(xs)
+    (end, ys), (end0, ys0) = jax.tree.map(np.asarray, both)
+    assert np.isfinite(end).all() and (np.isnan(ys) == np.isnan(ys0)).all()
+    assert_close(jax.tree.map(np.nan_to_num, (end, ys)), jax.tree.map(np.nan_to_num, (end0, ys0)), 1e-13)
 
 
 def test_keys_reach_every_step():
     """A cell that draws, with keys for each step, and one mask for all."""
     net = rnn.dropout(cell_of(gated), 0.4)
-    params = net.init(jax.random.key(0), jnp.ones((B, D)))
-    run = lambda scan: rnn.unroll(net, params, drawn(), key=jax.random.key(5), lengths=LENGTHS, scan=scan)
+    params, xs, key = net.init(jax.random.key(0), jnp.ones((B, D))), drawn(), jax.random.key(5)
+    run = lambda scan: jax.jit(lambda p, xs: rnn.unroll(net, p, xs, key=key, lengths=LENGTHS, scan=scan))(params, xs)
     assert_close(run(rnn.parallel(inner=spoiling)), run(lax.scan), 1e-6)
 
 
 # --- strict promotion, as everywhere in these tests ------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_scalar_gates_of_matrices_in_strict_dtypes_and_ranks(dtype):
     def step(state, x):
         memory, top_tm1 = state
@@ -148,5 +152,5 @@ def test_a_sum_in_16_bits_is_rounded_once():
 
     xs = jnp.ones(2000, jnp.bfloat16)
     exact = (1 - 0.999**2001) / 0.001
-    last = lambda scan: float(scan(step, xs[0], xs)[0])
+    last = lambda scan: float(jax.jit(lambda h, xs: scan(step, h, xs)[0])(xs[0], xs))
     assert last(lax.scan) == 256 and abs(last(rnn.parallel()) - exact) < exact / 256

@@ -17,6 +17,8 @@ from tests.reference import assert_close
 from tests.zoo import SCANS
 
 OURS = [name for name in SCANS if name != "lax.scan"]
+FEW = ("checkpointed(2)", "fissioned(2, separate)", "revolve(2, 1, kept=1)", "parallel")
+FEW_FAST = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
 
 
 def busy_step(carry, x):
@@ -40,20 +42,20 @@ def busy(scan, reverse):
     return jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(jnp.ones(3), jnp.linspace(0, 1, 21).reshape(7, 3))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("scan", OURS)
+@pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("scan", FEW_FAST)
 def test_pytrees_integers_and_keys(scan, reverse):
     assert_close(busy(scan, reverse), busy("lax.scan", reverse), 1e-6)
 
 
-@pytest.mark.parametrize("scan", OURS)
+@pytest.mark.parametrize("scan", FEW_FAST)
 def test_no_inputs_only_a_length(scan):
     step = lambda c, _: (c * 1.1 + 1, c)
     assert_close(SCANS[scan](step, 0.5, None, length=7), lax.scan(step, 0.5, None, length=7), 1e-6)
     assert_close(SCANS[scan](step, 0.5, None, length=0), lax.scan(step, 0.5, None, length=0), 0)
 
 
-@pytest.mark.parametrize("scan", OURS)
+@pytest.mark.parametrize("scan", FEW_FAST)
 def test_weak_types_are_promoted_as_lax_scan_does(scan):
     step = lambda c, x: (c * 0.5 + x, c)
     xs = jnp.arange(5, dtype=jnp.bfloat16)
@@ -76,7 +78,10 @@ def nested_in_itself(scan):
     return jax.jit(lambda x: [leaf for each in orders for leaf in jax.tree.leaves(each(x))])(jnp.float64(0.7))
 
 
-@pytest.mark.parametrize("scan", OURS)
+NESTED = ("checkpointed", "fissioned(2, separate)", "revolve(2, 1, kept=1)", "parallel(2)")
+
+
+@pytest.mark.parametrize("scan", [n if n in NESTED else pytest.param(n, marks=pytest.mark.slow) for n in OURS])
 def test_nested_and_second_derivatives(scan, x64):
     np.testing.assert_allclose(nested_in_itself(scan), nested_in_itself("lax.scan"), rtol=1e-10)
 
@@ -193,7 +198,8 @@ def test_the_chosen_segment_keeps_least(steps, carry, kept):
 def test_truncation_reaches_back_to_the_segment_start_only(inner, reverse):
     """d carry_out / d x_t is one within the last segment, and zero before it."""
     step = lambda c, x: (c + x, c)
-    grad = jax.grad(lambda xs: rnn.truncated(4, inner)(step, 0.0, xs, reverse=reverse)[0])(jnp.ones(10))
+    run = lambda c, xs: rnn.truncated(4, inner)(step, c, xs, reverse=reverse)
+    both = jax.grad(lambda c, xs: run(c, xs)[0], 1), jax.grad(lambda c, xs: jnp.sum(run(c, xs)[1]))
+    grad, first = jax.jit(lambda c, xs: [gradient(c, xs) for gradient in both])(0.0, jnp.ones(10))
     assert grad.tolist() == ([1.0] * 4 + [0.0] * 6 if reverse else [0.0] * 8 + [1.0] * 2)
-    first = jax.grad(lambda c: jnp.sum(rnn.truncated(4, inner)(step, c, jnp.ones(10), reverse=reverse)[1]))(0.0)
     assert first == (2.0 if reverse else 4.0)

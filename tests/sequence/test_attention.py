@@ -23,7 +23,7 @@ def decoder(score, memory=MEMORY, lengths=LENGTHS, **options):
 
 def made(score):
     xs = zoo.sequence(0, (T, B), jnp.float32)
-    return decoder(score).init(jax.random.key(1), xs[0]), xs
+    return jax.jit(decoder(score).init)(jax.random.key(1), xs[0]), xs
 
 
 @pytest.mark.parametrize("score", ["dot", "additive"])
@@ -58,9 +58,13 @@ def test_the_weights_are_those_that_the_contexts_are_made_with(score):
     assert weights.shape == (T, B, S) and not weights[:, 1, 2:].any()
 
 
-@pytest.mark.parametrize("score", ["dot", "additive"])
+SCANS = {"scan": rnn.scan, "segments": rnn.checkpointed(2), "revolve": rnn.revolve(2, 1)}
+FAST = [("additive", "scan"), ("dot", "segments")]
+ALL = [(score, name) for score in ("dot", "additive") for name in SCANS]
+
+
 @pytest.mark.parametrize(
-    "scan", [rnn.scan, rnn.checkpointed(2), rnn.revolve(2, 1)], ids=["scan", "segments", "revolve"]
+    ("score", "scan"), [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in ALL]
 )
 def test_every_scan_attends_alike(score, scan):
     params, xs = made(score)
@@ -70,7 +74,7 @@ def test_every_scan_attends_alike(score, scan):
         return scalar(*rnn.unroll(decoder(score, memory), params, xs, scan=scan))
 
     want = jax.jit(jax.value_and_grad(lambda *a: loss(*a, jax.lax.scan), argnums=(0, 1)))(params, MEMORY)
-    got = jax.jit(jax.value_and_grad(lambda *a: loss(*a, scan), argnums=(0, 1)))(params, dirty)
+    got = jax.jit(jax.value_and_grad(lambda *a: loss(*a, SCANS[scan]), argnums=(0, 1)))(params, dirty)
     assert_close(got, want, 1e-5)
     assert not np.any(got[1][1][2:, 1]) and not np.any(got[1][1][:, 2]), "padding has a gradient"
 

@@ -34,17 +34,25 @@ LAYERS = {
         sequence.over_time(rnn.gru(3)),
     ),
 }
-FEW = ("checkpointed(2)", "fissioned", "revolve(2, 1, kept=1)")  # the others are in the slow set
+FEW = ("checkpointed(2)", "fissioned")  # the others are in the slow set
 BIASED = lambda params: jax.tree.map(lambda a: a + 0.1, params)  # a bias of zero hides much
 
 
 def made(name):
     layer = LAYERS[name]()
     xs = zoo.sequence(0, (T, B), jnp.float32)
-    return layer, BIASED(layer.init(jax.random.key(1), xs[0])), xs
+    return layer, BIASED(jax.jit(layer.init)(jax.random.key(1), xs[0])), xs
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SINGLE = (
+    "over_time",
+    "bidirectional",
+    "bidirectional, merged",
+    "convolution, causal",
+)  # of which another like it is in the fast set
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SINGLE else n for n in LAYERS])
 def test_padded_is_alone_whatever_the_padding_holds(name):
     layer, params, xs = made(name)
     dirty = jnp.where(jnp.arange(T)[:, None, None] < LENGTHS[None, :, None], xs, jnp.nan)

@@ -31,7 +31,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [name if name == "learned" else pytest.param(name, marks=pytest.mark.slow) for name in NETS]
+)
 def test_packed_is_alone(name):
     net, parts = NETS[name], sequences()
     packed = sequence.pack(parts, steps=12, rows=5)
@@ -62,8 +64,15 @@ def test_packed_is_alone(name):
     assert_close(*found, 1e-4)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("scan", [jax.lax.scan, rnn.scan, rnn.checkpointed(4)], ids=["lax", "scan", "checkpointed"])
+SCANS = {"lax": jax.lax.scan, "scan": rnn.scan, "checkpointed": rnn.checkpointed(4)}
+FAST = [("scan", True), ("checkpointed", False)]
+ALL = [(name, reverse) for name in SCANS for reverse in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("scan", "reverse"),
+    [pytest.param(SCANS[n], r, id=f"{n}-{r}", marks=() if (n, r) in FAST else pytest.mark.slow) for n, r in ALL],
+)
 def test_states_at_ends(reverse, scan):
     net, parts = rnn.lstm(H, learn_initial_state=True), sequences()
     packed = sequence.pack(parts)

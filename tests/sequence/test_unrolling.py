@@ -35,10 +35,22 @@ LENGTHS = {(): 3, (1,): (0,), (4,): (0, 1, 7, 4), (2, 2): ((0, 7), (1, 5))}
 FEW = ["lax.scan", "fissioned"]
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+FOUR = ["fissioned", "checkpointed(2)", "revolve(2, 1, kept=1)", "parallel(2)"]  # fast in what all are tried in
+
+
+def some_fast(cases, fast):
+    """All cases, of which those not among the fast ones are slow."""
+    return [pytest.param(*case, marks=() if case in fast else pytest.mark.slow) for case in cases]
+
+
+BATCHES = [(batch, scan) for batch in LENGTHS for scan in FEW] + [((4,), scan) for scan in SCANS if scan not in FEW]
+FAST_BATCHES = [((), "lax.scan", False), ((1,), "fissioned", True), ((2, 2), "fissioned", False)]
+FAST_BATCHES += [((4,), scan, bool(n % 2)) for n, scan in enumerate(FOUR)]
+
+
 @pytest.mark.parametrize(
-    ("batch", "scan"),
-    [(batch, scan) for batch in LENGTHS for scan in FEW] + [((4,), scan) for scan in SCANS if scan not in FEW],
+    ("batch", "scan", "reverse"),
+    some_fast([(*case, reverse) for case in BATCHES for reverse in (False, True)], FAST_BATCHES),
 )
 def test_lengths_in_any_number_of_batch_dimensions(batch, scan, reverse, x64):
     cell, params = small_lstm(jnp.float64)
@@ -105,8 +117,13 @@ def small_elman():
     return cell, jax.tree.map(lambda a: a + 0.1, params)
 
 
-@pytest.mark.parametrize("scan", SCANS)
-@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+@pytest.mark.parametrize(
+    ("steps", "scan"),
+    some_fast(
+        [(steps, scan) for steps in (0, 1, 2, 7) for scan in SCANS],
+        [(steps, scan) for m, steps in enumerate((0, 1, 2, 7)) for n, scan in enumerate(FOUR) if (m + n) % 2 == 0],
+    ),
+)
 def test_any_number_of_steps(steps, scan, x64):
     cell, params = small_elman()
     xs = sequence(2, (steps, 2), jnp.float64)
@@ -139,12 +156,15 @@ def poisoned_net(kind):
     return cell, cell.init(jax.random.key(0), clean[0]), clean
 
 
+PAST, PADDING = "before a reset", "padding"
+POISONED = [("gru", scan) for scan in SCANS] + [("stack", scan) for scan in (*FEW, *FOUR[1:3])]
+FAST_POISONED = [("gru", "fissioned", PADDING), ("gru", "fissioned", PAST), ("stack", "fissioned", PAST)]
+FAST_POISONED += [("gru", scan, PAST) for scan in FOUR[1:]]
+
+
 @pytest.mark.parametrize(
-    ("kind", "scan"),
-    [("gru", scan) for scan in SCANS]
-    + [("stack", scan) for scan in (*FEW, "checkpointed(2)", "revolve(2, 1, kept=1)")],
+    ("kind", "scan", "where"), some_fast([(*case, where) for case in POISONED for where in POISONS], FAST_POISONED)
 )
-@pytest.mark.parametrize("where", POISONS)
 def test_nan_reaches_neither_values_nor_gradients(kind, where, scan):
     """Sequence 0 has NaN inputs in its padding, or before its reset, and a loss that does not look there."""
     cell, params, clean = poisoned_net(kind)
@@ -285,7 +305,7 @@ def drawn(scan):
     return run(jax.random.key(1)), run(jax.random.key(2))
 
 
-@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("scan", [n if n in FOUR else pytest.param(n, marks=pytest.mark.slow) for n in SCANS])
 def test_the_same_key_draws_the_same_under_every_scan(scan):
     plain, (same, other) = drawn("lax.scan")[0], drawn(scan)
     assert_close(same, plain, 1e-6)

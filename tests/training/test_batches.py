@@ -40,7 +40,7 @@ def whole():
     return bits(fit(**tiny()))
 
 
-@pytest.mark.parametrize("at", [0, 4, 13, 29])
+@pytest.mark.parametrize("at", [0, 13, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 29))])
 def test_a_stopped_run_goes_on_with_the_next_batch(tmp_path, whole, at):
     iterator = Counting(stop_at=at)
     assert isinstance(iterator, rnn.training.BatchIterator)
@@ -129,7 +129,7 @@ class Stopping:
         self.iterator.set_state(state)
 
 
-@pytest.mark.parametrize("make", [shuffled, loader])
+@pytest.mark.parametrize("make", [shuffled, pytest.param(loader, marks=pytest.mark.slow)])
 def test_grain_goes_on_to_the_same_bits(tmp_path, make):
     expected = bits(fit(**tiny(batches=make())))
     assert expected != bits(fit(**tiny(batches=Stopping(iter_from(make, 1), 1000))))  # another order is another run

@@ -68,8 +68,13 @@ def test_the_best_is_kept_and_the_training_ends(tmp_path, figures, mode, patienc
     assert (again.step, again.value, bits(again.params)) == (step, figures[step], bits(alone))
 
 
-@pytest.mark.parametrize("at", [1, 5, 9, 13])
-@pytest.mark.parametrize(("mode", "patience"), [("highest", None), ("lowest", 4)])
+STOPPED = [(mode, patience, at) for mode, patience in (("highest", None), ("lowest", 4)) for at in (1, 5, 9, 13)]
+FAST = [("highest", None, 5), ("lowest", 4, 9)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "patience", "at"), [pytest.param(*s, marks=() if s in FAST else pytest.mark.slow) for s in STOPPED]
+)
 def test_a_stopped_run_finds_the_same_best_and_ends_at_the_same_step(tmp_path, figures, mode, patience, at):
     step, end = expected(figures, mode, patience)
     best = Best("figure", mode=mode, patience=patience)
@@ -82,7 +87,7 @@ def test_a_stopped_run_finds_the_same_best_and_ends_at_the_same_step(tmp_path, f
     assert bits(best.params) == bits(fit(**tiny(steps=step)).params)
 
 
-@pytest.mark.parametrize("crash", [3, 7, 11, 14])
+@pytest.mark.parametrize("crash", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 11, 14))])
 def test_a_crash_after_a_better_one_was_saved_changes_nothing(tmp_path, figures, crash):
     """The last checkpoint is then older than the newest of the best parameters."""
     calls = []

@@ -187,7 +187,7 @@ WRITING = {
 }
 
 
-@pytest.mark.parametrize("size", [0, 100, 300, 1000, 8000])
+@pytest.mark.parametrize("size", [0, 1000, *(pytest.param(size, marks=pytest.mark.slow) for size in (100, 300, 8000))])
 @pytest.mark.parametrize("writing", WRITING)
 def test_a_full_disk_loses_nothing(sound, tmp_path, writing, size):
     folder = tmp_path / "run"
