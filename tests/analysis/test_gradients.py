@@ -51,11 +51,13 @@ def copies_by_hand(loss, cell, params, xs, state, *, lengths=None, resets=None, 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *grads)
 
 
-# One of each kind: masks drawn once, integers, layers, functions; a graph is below. The others take the same ways.
-KINDS = {"dropout_sequence", "running_mean", "layer", "lift"}
+# One of each kind, the others take the same ways: masks drawn once, integers, layers, functions; and, slow, learned
+# starts, graphs, lengths, draws at each step, complex leaves, a state wider than the input.
+FAST = ("dropout_sequence", "running_mean", "layer", "lift")
+SLOW = ("lstm_all", "graph", "masked", "resettable", "zoneout", "lru", "mlstm")
 
 
-@pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in CELLS])
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_each_copy_has_the_gradient_of_a_copy_made_by_hand(name, x64):
     cell, params, xs, _ = problem(name, "float64")
     given = options("everything")
