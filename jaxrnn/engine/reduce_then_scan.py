@@ -11,7 +11,7 @@ sums and their applications"; Martin and Cundy 2018, "Parallelizing linear recur
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,19 +36,58 @@ def states(group: Semigroup, elements: Elements, first: Leaves, steps: int, reve
     """The states after each of the steps, [T, ...]; `deep` is the semigroup for composed steps, if it is another."""
     if steps <= RADIX:
         return _in_order(group, elements, first, steps, reverse)
-    groups, order = -(-steps // RADIX), list(range(RADIX))[:: -1 if reverse else 1]
+    groups = -(-steps // RADIX)
     rows = jax.tree.map(lambda a: _grouped(a, groups, reverse), elements)
-    # Slices keep the axis of the group, with size 1: nothing is then reshaped on the way.
-    each = [jax.tree.map(lambda a, r=r: a if _is_same(a) else a[:, r : r + 1], rows) for r in order]
-    deep = deep or group
-    whole = jax.tree.map(lambda a: a if isinstance(a, int) else a[:, 0], functools.reduce(deep.compose, each))
-    ends = states(deep, whole, first, groups, reverse)
-    h, found = [a[:, None] for a in shifted(first, ends, reverse)], {}
-    for r, element in zip(order[:-1], each, strict=False):
-        h = group.act(element, h)
-        found[r] = h
-    found[order[-1]] = [a[:, None] for a in ends]
-    return [_joined([found[r][j] for r in range(RADIX)], steps, reverse) for j in range(len(first))]
+    up, down = (_up_in_a_loop, _down_in_a_loop) if len(first) > 1 else (_up, _down)
+    whole = jax.tree.map(lambda a: a if isinstance(a, int) else a[:, 0], up((deep or group).compose, rows, reverse))
+    ends = states(deep or group, whole, first, groups, reverse)
+    before = [a[:, None] for a in shifted(first, ends, reverse)]
+    found = down(group.act, rows, before, [a[:, None] for a in ends], reverse)
+    return [_joined(a, steps, reverse) for a in found]
+
+
+def _place(i: Any, reverse: bool) -> Any:
+    """Of the step in a group that is the i-th to run."""
+    return RADIX - 1 - i if reverse else i
+
+
+def _at(rows: Elements, r: Any) -> Elements:
+    """Each group's step at a place. The axis of the group stays, with size 1: nothing is then reshaped on the way."""
+    return jax.tree.map(lambda a: a if _is_same(a) else lax.dynamic_slice_in_dim(a, r, 1, axis=1), rows)
+
+
+def _up(compose: Any, rows: Elements, reverse: bool) -> Elements:
+    return functools.reduce(compose, [_at(rows, _place(i, reverse)) for i in range(RADIX)])
+
+
+def _down(act: Any, rows: Elements, h: Leaves, ends: Leaves, reverse: bool) -> Leaves:
+    found = {_place(RADIX - 1, reverse): ends}
+    for r in (_place(i, reverse) for i in range(RADIX - 1)):
+        h = found[r] = act(_at(rows, r), h)
+    return [jnp.concatenate([found[r][j] for r in range(RADIX)], axis=1) for j in range(len(h))]
+
+
+# Several leaves that need each other: written out, a compiler that fuses the eight steps into one computes each of them
+# again wherever it is read, twice as often with every step (XLA did on CPUs up to JAX 0.10). A loop it leaves as it is.
+
+
+def _up_in_a_loop(compose: Any, rows: Elements, reverse: bool) -> Elements:
+    further = lambda i, whole: compose(whole, _at(rows, _place(i, reverse)))
+    whole = _at(rows, _place(0, reverse))
+    for n in range(1, RADIX):
+        before, whole = trees.struct(whole), further(n, whole)
+        if trees.struct(whole) == before:  # from here on they are all of one kind
+            return lax.fori_loop(n + 1, RADIX, further, whole)
+    return whole
+
+
+def _down_in_a_loop(act: Any, rows: Elements, h: Leaves, ends: Leaves, reverse: bool) -> Leaves:
+    def one(i: Any, now: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves]:
+        r = _place(i, reverse)
+        h = act(_at(rows, r), now[0])
+        return h, [lax.dynamic_update_slice_in_dim(all, x, r, axis=1) for all, x in zip(now[1], h, strict=True)]
+
+    return lax.fori_loop(0, RADIX - 1, one, (h, [jnp.concatenate([a] * RADIX, axis=1) for a in ends]))[1]
 
 
 def _is_same(a: Any) -> bool:
@@ -73,9 +112,8 @@ def _grouped(a: Any, groups: int, reverse: bool) -> Any:
     return a.reshape(groups, RADIX, *a.shape[1:])
 
 
-def _joined(parts: Sequence[Any], steps: int, reverse: bool) -> Any:
-    """Eight arrays [S, 1, ...] as one of all steps."""
-    whole = jnp.concatenate(parts, axis=1)
+def _joined(whole: Any, steps: int, reverse: bool) -> Any:
+    """[S, 8, ...] as [T, ...]."""
     whole = whole.reshape(whole.shape[0] * RADIX, *whole.shape[2:])
     return whole[len(whole) - steps :] if reverse else whole[:steps]
 
