@@ -215,9 +215,12 @@ def _of_rule(equation: Equation, operands: list[Mask | None], seen: Seen) -> Seq
 
 def _of_scan(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
     """A loop within a step: its carry until nothing is added; what is stacked, of any of its rounds."""
-    (body,), params = inner_jaxprs(equation), equation.params
-    consts, carries = params["num_consts"], params["num_carry"]
-    last = consts + carries
+    (body,) = inner_jaxprs(equation)
+    # Constants, carry, rows, told apart by rank, for the body sees a row less its first axis: JAX names them anew.
+    rank = lambda a: len(a.aval.shape)
+    last = sum(rank(a) == rank(v) for a, v in zip(equation.invars, body.invars, strict=True))
+    carries = sum(rank(v) == rank(a) for v, a in zip(equation.outvars, body.outvars, strict=True))
+    consts = last - carries
     within = [m if n < last or m is None else m.any(1) for n, m in enumerate(operands)]
     while True:
         seeds = {v: m for v, m in zip(body.invars, within, strict=True) if m is not None}
