@@ -216,7 +216,7 @@ def _of_rule(equation: Equation, operands: list[Mask | None], seen: Seen) -> Seq
 def _of_scan(equation: Equation, operands: list[Mask | None], seen: Seen) -> Sequence[Mask | None]:
     """A loop within a step: its carry until nothing is added; what is stacked, of any of its rounds."""
     (body,) = inner_jaxprs(equation)
-    # Constants, carry, rows, told apart by rank, for the body sees a row less its first axis: JAX names them anew.
+    # Constants, carry and rows told apart by rank: of a row the body sees an axis less. JAX 0.12 has other parameters.
     rank = lambda a: len(a.aval.shape)
     last = sum(rank(a) == rank(v) for a, v in zip(equation.invars, body.invars, strict=True))
     carries = sum(rank(v) == rank(a) for v, a in zip(equation.outvars, body.outvars, strict=True))
