@@ -71,7 +71,7 @@ class Config:
     stretch: int = 5000  # Steps after which an endless stream is looked at; there are five, and six of the drift.
     delay: int = 5  # How many steps ago the stream's target was.
     learning_rate: float = 3e-3  # Adam's; three times as much for sequences, the root of a window's steps for text.
-    copies: int = 1000  # Sequences of delayed copy, over 10 steps.
+    copies: int = 1500  # Sequences of delayed copy, over 10 steps.
     sums: int = 1500  # Sequences of the adding problem.
     training: int = 1000  # Steps of BPTT between the table's two halves.
     characters: int = 8 * 8 * 1024  # Of the text that is read.
