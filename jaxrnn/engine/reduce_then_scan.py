@@ -85,7 +85,7 @@ def _down_in_a_loop(act: Any, rows: Elements, h: Leaves, ends: Leaves, reverse: 
     def one(i: Any, now: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves]:
         r = _place(i, reverse)
         h = act(_at(rows, r), now[0])
-        return h, [lax.dynamic_update_slice_in_dim(all, x, r, axis=1) for all, x in zip(now[1], h, strict=True)]
+        return h, [lax.dynamic_update_slice_in_dim(found, x, r, axis=1) for found, x in zip(now[1], h, strict=True)]
 
     return lax.fori_loop(0, RADIX - 1, one, (h, [jnp.concatenate([a] * RADIX, axis=1) for a in ends]))[1]
 
