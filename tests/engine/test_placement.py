@@ -12,6 +12,7 @@ import jaxrnn as rnn
 from jaxrnn.engine.minimum_cut import Network
 from jaxrnn.engine.program import steps_at_once
 from jaxrnn.engine.step import traced
+from tests.choice import slow_but_for
 from tests.reference import assert_close
 from tests.zoo import CELLS, D
 
@@ -104,9 +105,7 @@ def test_values_and_gradients_are_lax_scan_s(step, first):
 FAST_CELLS = ("elman", "lstm", "gru", "dropout_step", "mlstm")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST_CELLS else pytest.param(name, marks=pytest.mark.slow) for name in CELLS]
-)
+@pytest.mark.parametrize("name", slow_but_for(FAST_CELLS, CELLS))
 def test_no_cell_takes_more_than_lax_scan_and_one_segment(name):
     cell, batch = CELLS[name](jnp.float32), 16
     x = jax.ShapeDtypeStruct((batch, D), jnp.float32)

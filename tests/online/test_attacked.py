@@ -10,6 +10,7 @@ import pytest
 import jaxrnn as rnn
 from jaxrnn.analysis import compare
 from jaxrnn.online import eprop, immediate, online, rtrl, snap, tbptt, uoro
+from tests.choice import slow_but_for
 from tests.online.problems import F64, bptt, by_windows, error, first, problem
 
 
@@ -94,7 +95,7 @@ STEPS = {
 FEW = ("straight through", "a loop inside", "a branch", "what has a batch's size")
 
 
-@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in STEPS])
+@pytest.mark.parametrize("name", slow_but_for(FEW, STEPS))
 def test_steps(name, x64):
     """In a batch of three, as large as all else is."""
     exact(cell_of(*STEPS[name]), batch=(3,))

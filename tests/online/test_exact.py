@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import jaxrnn as rnn
 from jaxrnn.online import rtrl, snap
+from tests.choice import slow_but_for
 from tests.online.problems import F64, bptt, by_windows, data, error, first, lossy, problem
 from tests.zoo import CELLS
 
@@ -29,7 +30,7 @@ def assert_exact(name, cell, *methods, cuts=()):
 LEARNED = [name for name in CELLS if name != "lift"]
 
 
-@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in LEARNED])
+@pytest.mark.parametrize("name", slow_but_for(FEW, LEARNED))
 def test_every_cell(name, x64):
     assert_exact(name, CELLS[name](jnp.float64), rtrl(block=False))
 

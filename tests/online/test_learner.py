@@ -23,6 +23,7 @@ from jaxrnn.online import (
     uoro,
     window_loss,
 )
+from tests.choice import slow_but_for
 from tests.online.problems import bptt, by_windows, data, error, every, first, lossy, problem, squares
 
 METHODS = {
@@ -40,7 +41,7 @@ KEY = jax.random.key(5)
 
 def fast(*names):
     """All methods; the others are slow."""
-    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+    return slow_but_for(names, METHODS)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as rnn
+from tests.choice import slow_but_for
 from tests.zoo import SCANS
 
 T, D, H, O = 11, 3, 4, 5  # noqa: E741  steps, inputs, hidden units, classes
@@ -69,7 +70,7 @@ def compiled(scan):
 
 
 FAST = ("lax.scan", "checkpointed(2)", "fissioned", "fissioned(2, separate)", "revolve(2, 1, kept=1)", "parallel")
-EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SCANS]
+EVERY = slow_but_for(FAST, SCANS)
 
 
 @pytest.mark.parametrize("scan", EVERY)

@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import jaxrnn as rnn
+from tests.choice import slow_but_for
 from tests.zoo import CELLS, D, rounded
 
 B, H_BIG = 32, 64
@@ -63,7 +64,7 @@ FAST = ("elman", "lstm", "gru", "running_mean", "sru", "mlstm")
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CELLS if n not in ("lift", "layer")],
+    slow_but_for(FAST, [n for n in CELLS if n not in ("lift", "layer")]),
 )
 def test_kept_per_step_is_what_lax_scan_keeps(name):
     """The slope of the compiled bytes over T is the r that was measured from the trace."""

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.choice import slow_but_for
 from tests.scans.on_a_mesh import SCANS
 
 ROOT = Path(__file__).parent.parent.parent
 # Fission, recomputation and its schedule; the rest is slow.
 FAST = ["scan", "checkpointed", "revolve"]
-EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SCANS]
+EVERY = slow_but_for(FAST, SCANS)
 PLACES = ["shard_map, check_vma=True", "shard_map, check_vma=False", "explicit mesh", "automatic mesh", "pmap"]
 
 

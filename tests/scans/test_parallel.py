@@ -12,6 +12,7 @@ import jaxrnn as rnn
 from jaxrnn.engine.parallel_program import way_of
 from jaxrnn.engine.step import traced
 from jaxrnn.scans import linear_scan
+from tests.choice import slow_but_for
 from tests.scans.recurrences import STEPS, D, problem
 
 pytestmark = pytest.mark.usefixtures("lenient")
@@ -118,7 +119,7 @@ def seven_ways(scan, segmented, step, params, state, xs):
 FAST = ("gated",)
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in STEPS])
+@pytest.mark.parametrize("name", slow_but_for(FAST, STEPS))
 def test_seven_ways_equal_lax_scan(name, x64):
     """21 steps: groups of 8 of which the last is not full, and segments of 9 of which the last is shorter."""
     given = problem(name, 21)

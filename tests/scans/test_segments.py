@@ -13,12 +13,13 @@ from jax import lax
 import jaxrnn as rnn
 from jaxrnn.engine.memory import StepBytes
 from jaxrnn.scans.checkpointing import branches, kept_bytes, nested_sizes, segment_keeping_least
+from tests.choice import slow_but_for
 from tests.reference import assert_close
 from tests.zoo import SCANS
 
 OURS = [name for name in SCANS if name != "lax.scan"]
 FEW = ("checkpointed(2)", "fissioned(2, separate)", "revolve(2, 1, kept=1)", "parallel")
-FEW_FAST = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
+FEW_FAST = slow_but_for(FEW, OURS)
 
 
 def busy_step(carry, x):
@@ -81,7 +82,7 @@ def nested_in_itself(scan):
 NESTED = ("checkpointed", "fissioned(2, separate)", "revolve(2, 1, kept=1)", "parallel(2)")
 
 
-@pytest.mark.parametrize("scan", [n if n in NESTED else pytest.param(n, marks=pytest.mark.slow) for n in OURS])
+@pytest.mark.parametrize("scan", slow_but_for(NESTED, OURS))
 def test_nested_and_second_derivatives(scan, x64):
     np.testing.assert_allclose(nested_in_itself(scan), nested_in_itself("lax.scan"), rtol=1e-10)
 

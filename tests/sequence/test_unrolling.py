@@ -15,6 +15,7 @@ from jax import lax
 
 import jaxrnn as rnn
 from tests import reference
+from tests.choice import slow_but_for
 from tests.reference import assert_close, scalar
 from tests.zoo import SCANS, D, H, sequence
 
@@ -38,11 +39,6 @@ FEW = ["lax.scan", "fissioned"]
 FOUR = ["fissioned", "checkpointed(2)", "revolve(2, 1, kept=1)", "parallel(2)"]  # fast in what all are tried in
 
 
-def some_fast(cases, fast):
-    """All cases, of which those not among the fast ones are slow."""
-    return [pytest.param(*case, marks=() if case in fast else pytest.mark.slow) for case in cases]
-
-
 BATCHES = [(batch, scan) for batch in LENGTHS for scan in FEW] + [((4,), scan) for scan in SCANS if scan not in FEW]
 FAST_BATCHES = [((), "lax.scan", False), ((1,), "fissioned", True), ((2, 2), "fissioned", False)]
 FAST_BATCHES += [((4,), scan, bool(n % 2)) for n, scan in enumerate(FOUR)]
@@ -50,7 +46,7 @@ FAST_BATCHES += [((4,), scan, bool(n % 2)) for n, scan in enumerate(FOUR)]
 
 @pytest.mark.parametrize(
     ("batch", "scan", "reverse"),
-    some_fast([(*case, reverse) for case in BATCHES for reverse in (False, True)], FAST_BATCHES),
+    slow_but_for(FAST_BATCHES, [(*case, reverse) for case in BATCHES for reverse in (False, True)]),
 )
 def test_lengths_in_any_number_of_batch_dimensions(batch, scan, reverse, x64):
     cell, params = small_lstm(jnp.float64)
@@ -119,9 +115,9 @@ def small_elman():
 
 @pytest.mark.parametrize(
     ("steps", "scan"),
-    some_fast(
-        [(steps, scan) for steps in (0, 1, 2, 7) for scan in SCANS],
+    slow_but_for(
         [(steps, scan) for m, steps in enumerate((0, 1, 2, 7)) for n, scan in enumerate(FOUR) if (m + n) % 2 == 0],
+        [(steps, scan) for steps in (0, 1, 2, 7) for scan in SCANS],
     ),
 )
 def test_any_number_of_steps(steps, scan, x64):
@@ -163,7 +159,7 @@ FAST_POISONED += [("gru", scan, PAST) for scan in FOUR[1:]]
 
 
 @pytest.mark.parametrize(
-    ("kind", "scan", "where"), some_fast([(*case, where) for case in POISONED for where in POISONS], FAST_POISONED)
+    ("kind", "scan", "where"), slow_but_for(FAST_POISONED, [(*case, where) for case in POISONED for where in POISONS])
 )
 def test_nan_reaches_neither_values_nor_gradients(kind, where, scan):
     """Sequence 0 has NaN inputs in its padding, or before its reset, and a loss that does not look there."""
@@ -305,7 +301,7 @@ def drawn(scan):
     return run(jax.random.key(1)), run(jax.random.key(2))
 
 
-@pytest.mark.parametrize("scan", [n if n in FOUR else pytest.param(n, marks=pytest.mark.slow) for n in SCANS])
+@pytest.mark.parametrize("scan", slow_but_for(FOUR, SCANS))
 def test_the_same_key_draws_the_same_under_every_scan(scan):
     plain, (same, other) = drawn("lax.scan")[0], drawn(scan)
     assert_close(same, plain, 1e-6)
