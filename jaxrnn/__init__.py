@@ -27,6 +27,7 @@ from jaxrnn.scans import (
     randomly_truncated,
     revolve,
     scan,
+    sharded,
     truncated,
     within,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "scan",
     "scheduled_sampling",
     "sequence",
+    "sharded",
     "stack",
     "temperature",
     "top_k",

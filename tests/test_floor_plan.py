@@ -12,12 +12,13 @@ types pickling checks trees guards meshes inference
 cells.base cells.simple cells.gated cells.layers cells.linear cells.diagonal cells.selective cells.xlstm
 cells.elementwise cells.convolutional cells.normalisation cells.oscillating cells
 combinators.stacking combinators.noise combinators.masking combinators.feedback combinators
-engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
+engine.rules engine.ir engine.evaluate engine.rewrites engine.copies engine.minimum_cut engine.placement engine.loop
+engine.partition
 engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments engine.program engine.binomial
 engine.scheduled_loop engine.memory engine.forms engine.thin engine.closed_forms engine.reduce_then_scan engine.solved
 engine.newton_iteration engine.parallel_program engine.dependence engine.sites engine.influence engine.jacobian engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
-scans.linear_recurrences scans.parallel_in_time
+scans.linear_recurrences scans.parallel_in_time scans.sharding
 scans.planner scans.budget scans
 sequence.unrolling sequence.layers sequence.directions sequence.frames sequence.packing sequence.collecting
 sequence.pooling sequence.attention sequence.feedback sequence.generation sequence.beams sequence
@@ -31,8 +32,8 @@ training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures
 graphs.drawing graphs
-analysis.operations analysis.timing analysis.memory analysis.explanation analysis.gradients analysis.flow
-analysis.dynamics analysis.learners analysis
+analysis.operations analysis.communication analysis.timing analysis.memory analysis.explanation analysis.gradients
+analysis.flow analysis.dynamics analysis.learners analysis
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent

@@ -1,5 +1,6 @@
 """Looking into a net and its program: what leaves the loop, bytes, operations, times, gradients of every copy."""
 
+from jaxrnn.analysis.communication import Collective, Collectives, collectives
 from jaxrnn.analysis.dynamics import lyapunov
 from jaxrnn.analysis.explanation import Explanation, explain
 from jaxrnn.analysis.flow import Flow, decay_rate, gradient_flow
@@ -10,12 +11,15 @@ from jaxrnn.analysis.operations import depth, flops
 from jaxrnn.analysis.timing import Timing, interleaved
 
 __all__ = [
+    "Collective",
+    "Collectives",
     "Compared",
     "Comparison",
     "Explanation",
     "Flow",
     "Nearness",
     "Timing",
+    "collectives",
     "compare",
     "copy_gradients",
     "decay_rate",

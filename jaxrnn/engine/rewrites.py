@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import guards
-from jaxrnn.engine.evaluate import Override, again, is_plain_product, product
+from jaxrnn.engine.evaluate import Override, again, is_plain_product, product, run
 from jaxrnn.engine.ir import Env, Flat, is_var, producers, reached, read, slice_back
-from jaxrnn.engine.rules import Equation, Role, is_remat, rule
+from jaxrnn.engine.rules import Equation, Role, inner_jaxprs, is_remat, rule
 
 
 def opened_remat(flat: Flat, carries: int) -> Flat:
@@ -28,6 +28,31 @@ def opened_remat(flat: Flat, carries: int) -> Flat:
         if not hiding:
             return flat
         flat = again(flat, opened=hiding)
+
+
+def rewritten_remat(
+    equation: Equation, varying: set[Any], known: Mapping[Any, Any], rewrite: Callable[[Flat], Flat]
+) -> Override:
+    """A `jax.checkpoint` with what is in it written otherwise; `known` has values of what no step changes, if any."""
+    (body,) = inner_jaxprs(equation)
+    pairs = list(zip(equation.invars, body.invars, strict=True))
+    same = [(a, v) for a, v in pairs if not is_var(a) or a not in varying]
+    moving = [(a, v) for a, v in pairs if is_var(a) and a in varying]
+    values = [known.get(a) if is_var(a) else a.val for a, _ in same]
+    flat = rewrite(again(Flat(values, [v for _, v in same], [v for _, v in moving], body.eqns, body.outvars)))
+    how = {name: equation.params[name] for name in ("prevent_cse", "policy")}
+
+    def stand_in(env: Env) -> list[Any]:
+        consts = [*(read(env, a) for a, _ in same), *flat.consts[len(same) :]]
+
+        def inside(given: list[Any]) -> list[Any]:
+            found = dict(zip([*flat.const_vars, *flat.inputs], [*consts, *given], strict=True))
+            found = run(flat.equations, found)
+            return [read(found, a) for a in flat.outputs]
+
+        return jax.checkpoint(inside, **how)([read(env, a) for a, _ in moving])
+
+    return stand_in
 
 
 def has_guard(flat: Flat) -> bool:
@@ -82,6 +107,59 @@ def _without_place(v: Any) -> jax.ShapeDtypeStruct:
 def on_no_mesh() -> AbstractContextManager[Any]:
     """Inside, programs are traced as they are outside of every mesh."""
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def gates_apart(flat: Flat, placed: Callable[[Any], Any]) -> Flat:
+    """split(x W + b, g) with W [D, g H] becomes the g parts of x W' + b' with W' [D, g, H], and b' [g, H].
+
+    Devices that hold equal parts of the units then hold theirs of every gate; of g H columns in a row they would hold
+    a gate each, and send all of them about at every step. `placed` says where the new weights are to lie.
+    """
+    made_by, varying = producers(flat.equations), reached(flat.equations, flat.inputs)
+    overrides: dict[int, Override] = {}
+    for e in flat.equations:
+        if e.primitive.name == "split" and _is_made_of_weights(e.invars[0], made_by, varying):
+            sizes, last = e.params["sizes"], e.invars[0].aval.ndim - 1
+            if len(set(sizes)) == 1 and e.params["axis"] == last:
+                overrides[id(e)] = _gates(e, made_by, placed)
+        elif is_remat(e):
+            overrides[id(e)] = rewritten_remat(e, varying, {}, lambda flat: gates_apart(flat, placed))
+    if not overrides:
+        return flat
+    flat = again(flat, overrides=overrides)
+    return flat._replace(equations=slice_back(flat.equations, flat.outputs, []))
+
+
+def _is_made_of_weights(v: Any, made_by: Mapping[Any, Equation], varying: set[Any]) -> bool:
+    """Whether a value is a sum of products with matrices that no step changes, and of vectors of that kind."""
+    e = made_by.get(v) if is_var(v) else None
+    if e is None:
+        return False
+    if e.primitive.name == "add":
+        return all(_is_made_of_weights(a, made_by, varying) for a in e.invars)
+    if e.primitive.name == "broadcast_in_dim":
+        return e.params["broadcast_dimensions"] == (v.aval.ndim - 1,) and e.invars[0] not in varying
+    return is_plain_product(e) and e.invars[1] not in varying
+
+
+def _gates(split: Equation, made_by: Mapping[Any, Equation], placed: Callable[[Any], Any]) -> Override:
+    shape = len(split.params["sizes"]), int(split.params["sizes"][0])
+
+    def apart(env: Env, v: Any) -> Any:
+        e = made_by[v]
+        if e.primitive.name == "add":
+            return apart(env, e.invars[0]) + apart(env, e.invars[1])
+        if e.primitive.name == "broadcast_in_dim":
+            bias = placed(read(env, e.invars[0]).reshape(shape))
+            return lax.broadcast_in_dim(bias, (*v.aval.shape[:-1], *shape), (v.aval.ndim - 1, v.aval.ndim))
+        weights = env[e.invars[1]]
+        return product(env[e.invars[0]], placed(weights.reshape(weights.shape[0], *shape)), e, 0)
+
+    def gates(env: Env) -> list[Any]:
+        together = apart(env, split.invars[0])
+        return [lax.index_in_dim(together, k, together.ndim - 2, keepdims=False) for k in range(shape[0])]
+
+    return gates
 
 
 def split_products(flat: Flat, carries: int) -> Flat:

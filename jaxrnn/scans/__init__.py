@@ -9,6 +9,7 @@ from jaxrnn.scans.loops import python_loop
 from jaxrnn.scans.parallel_in_time import parallel
 from jaxrnn.scans.random_truncation import randomly_truncated
 from jaxrnn.scans.revolving import revolve
+from jaxrnn.scans.sharding import sharded
 from jaxrnn.scans.truncation import truncated
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "randomly_truncated",
     "revolve",
     "scan",
+    "sharded",
     "truncated",
     "within",
 ]

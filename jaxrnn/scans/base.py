@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks, trees
+from jaxrnn.engine.copies import with_copies
 from jaxrnn.engine.loop import Leaves, Step
 from jaxrnn.engine.step import NotAPair, TracedStep, traced
+from jaxrnn.meshes import on_mesh
 from jaxrnn.types import Scan, Tree
 
 
@@ -52,12 +54,12 @@ class LoopProblem:
             self._as_lax_scan_finds()
             raise
         going_in = [v.aval for v in found.flat.inputs[: len(jax.tree.leaves(carry))]]
-        if found.out_tree == jax.tree.structure(carry) and found.carry_out == going_in:
-            return found, found.carry_out, found.ys
-        # A weak type that must become strong, or an error: `lax.scan` does the one and raises the other.
-        carry = self._as_lax_scan_finds()
-        found = traced(self.f, carry, x)
-        return found, jax.tree.leaves(carry), found.ys
+        if found.out_tree != jax.tree.structure(carry) or found.carry_out != going_in:
+            # A weak type that must become strong, or an error: `lax.scan` does the one and raises the other.
+            carry = self._as_lax_scan_finds()
+            found = traced(self.f, carry, x)
+        types = jax.tree.leaves(carry), found.ys
+        return found._replace(flat=with_copies(found.flat)) if on_mesh(init, xs) else found, *types
 
     def _as_lax_scan_finds(self) -> Tree:
         """The type of the carry after `lax.scan`'s own checks, errors and promotions."""

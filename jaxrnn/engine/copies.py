@@ -1,0 +1,251 @@
+"""A copy of every weight for each group of examples, so that devices sum a weight's gradient once, after all loops.
+
+Where examples lie on several devices, the gradient of a weight is a sum over them:
+
+    z = x W,  x [B, D] on n devices           dW = x^T dz        a sum over the devices, wherever it stands: in a loop
+
+So each device is given a copy, and the rows are written as n groups, one for each:
+
+    W_i = W  for i < n, before the loop       z_i = x_i W_i,  x_i [B / n, D]
+    dW_i = x_i^T dz_i, on its own device      dW = sum_i dW_i, once: the transpose of the copying
+
+The copies' gradients are combined after the loops, as those of an unrolled net's copies are. A device holds one copy,
+as it does anyway. The values are the same, and a step written so is a step like any other: whatever runs it,
+recomputes it or differentiates it need not know.
+
+Inside `jax.shard_map` each device has its copy already; what makes it so (`pcast`) is done before the loop, and so is
+whatever else moves weights between devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Var
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxrnn.engine import rules
+from jaxrnn.engine.evaluate import Override, again, apply, run
+from jaxrnn.engine.ir import Env, Flat, is_float, is_var, reached, slice_back, variables
+from jaxrnn.engine.rewrites import rewritten_remat
+from jaxrnn.engine.rules import Equation, Kind, is_remat, rule
+
+_BETWEEN_DEVICES = ("pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint")
+
+
+class Shards(NamedTuple):
+    """How examples are spread: over which axes of which mesh."""
+
+    axes: tuple[str, ...]
+    mesh: Any  # that of the arrays' types (explicit), or the one that is set (automatic)
+
+    @property
+    def parts(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+    @property
+    def is_explicit(self) -> bool:
+        return set(self.axes) <= set(self.mesh.explicit_axes)
+
+    def first(self, rest: Iterable[Any]) -> NamedSharding:
+        """The first axis spread over the devices, the others as said."""
+        return NamedSharding(self.mesh, PartitionSpec(self.axes, *rest))
+
+    def at(self, axis: int, spec: Sequence[Any]) -> NamedSharding | None:
+        """A type's sharding with one axis spread over the devices; None where types do not say it."""
+        spread = PartitionSpec(*spec[:axis], self.axes, *spec[axis + 1 :])
+        return NamedSharding(self.mesh, spread) if self.is_explicit else None
+
+
+def with_copies(flat: Flat, told: Shards | None = None) -> Flat:
+    """The step with a copy of its weights for each group of examples, made before the loop from what it closed over.
+
+    `told` says how examples are spread under automatic partitioning; on an explicit mesh the types say it.
+    """
+    types: list[Any] = [v.aval for v in flat.inputs]
+    return _with_copies(flat, told, {a.shape[0] for a in types if jnp.ndim(a)})
+
+
+def _with_copies(flat: Flat, told: Shards | None, rows: set[int]) -> Flat:
+    varying = reached(flat.equations, flat.inputs)
+    sites = _sites(flat, varying, told, rows)
+    still = [e for e in flat.equations if e.primitive.name in _BETWEEN_DEVICES and e.outvars[0] not in varying]
+    inside = [e for e in flat.equations if is_remat(e)]
+    if not sites and not still and not inside:
+        return flat
+    wanted = [site.weight for site in sites] + [e.outvars[0] for e in still]
+    wanted += [v for e in inside for v in variables(e.invars) if v not in varying]
+    known = dict(zip(flat.const_vars, flat.consts, strict=True))
+    known = run(slice_back(flat.equations, wanted, flat.const_vars), known)
+    copies = {key: _copied(known[key[0]], key[1]) for key in dict.fromkeys((s.weight, s.shards) for s in sites)}
+    overrides: dict[int, Override] = {id(e): _given(known[e.outvars[0]]) for e in still}
+    overrides |= {id(s.equation): s.stand_in(copies[s.weight, s.shards]) for s in sites}
+    for e in inside:
+        overrides[id(e)] = rewritten_remat(e, varying, known, lambda flat: _with_copies(flat, told, rows))
+    return again(flat, overrides=overrides)
+
+
+def _given(value: Any) -> Override:
+    return lambda env: [value]
+
+
+class _Site(NamedTuple):
+    """Where a weight meets examples: one equation."""
+
+    equation: Equation
+    weight: Any  # a variable
+    shards: Shards
+
+    def stand_in(self, copies: Any) -> Override:
+        grouped = (
+            _MEETINGS[self.equation.primitive.name].grouped
+            if self.equation.primitive.name in _MEETINGS
+            else _one_by_one
+        )
+        return lambda env: [grouped(self, env, copies)]
+
+    @property
+    def rows(self) -> int:
+        """Which axis of the result the examples are."""
+        return _rows_of(self.equation, self.weight) or 0
+
+    def in_groups(self, x: Any) -> Any:
+        """[B, ...] as [n, B / n, ...]."""
+        shape = (self.shards.parts, x.shape[0] // self.shards.parts, *x.shape[1:])
+        if not self.shards.is_explicit:
+            return x.reshape(shape)
+        spec = tuple(jax.typeof(x).sharding.spec)[1:]
+        return lax.reshape(x, shape, out_sharding=self.shards.first((None, *spec)))
+
+    def as_rows(self, y: Any) -> Any:
+        """[n, ..., B / n, ...] as the equation's result."""
+        out, y = self.equation.outvars[0].aval, jnp.moveaxis(y, 0, self.rows)
+        return lax.reshape(y, out.shape, out_sharding=self.shards.at(self.rows, out.sharding.spec))
+
+
+def _sites(flat: Flat, varying: set[Var], told: Shards | None, rows: set[int]) -> list[_Site]:
+    found = []
+    for e in flat.equations:
+        weights = [v for v in variables(e.invars) if v not in varying and is_float(v)]
+        axis = _rows_of(e, weights[0]) if len(weights) == 1 else None
+        if axis is None:
+            continue
+        result = _result(e, flat.equations)
+        shards, size = _spread_over(result, axis, told), result.shape[axis]
+        if shards and size in rows and size % shards.parts == 0:
+            found.append(_Site(e, weights[0], shards))
+    return found
+
+
+def _rows_of(e: Equation, w: Any) -> int | None:
+    """Which axis of an equation's result comes from the first axis of what the weight meets; None: no such thing."""
+    out = e.outvars[0].aval
+    is_each = rule(e).kind in (Kind.ARITHMETIC, Kind.COSTLY) and not rules.inner_jaxprs(e)
+    if is_each and jnp.ndim(out) and (not w.aval.ndim or w.aval.shape[0] == 1 < out.shape[0]):
+        return 0  # a number, or a row, with each of them
+    meeting = _MEETINGS.get(e.primitive.name)
+    return meeting.rows(e, w) if meeting else None
+
+
+def _result(e: Equation, equations: Iterable[Equation]) -> Any:
+    """The type of its result; of a repetition that of what it is added to: JAX makes it without asking where."""
+    if e.primitive.name != "broadcast_in_dim":
+        return e.outvars[0].aval
+    met = [r.outvars[0].aval for r in equations if e.outvars[0] in r.invars]
+    return next((a for a in met if a.shape == e.outvars[0].aval.shape), e.outvars[0].aval)
+
+
+def _spread_over(kind: Any, axis: int, told: Shards | None) -> Shards | None:
+    """How an axis of a value is spread: as its type says, or as one was told."""
+    place = kind.sharding
+    named = None if place is None or place.mesh.empty else place.spec[axis]
+    axes = named if isinstance(named, tuple) else (named,) if isinstance(named, str) else ()
+    return Shards(axes, place.mesh) if axes else told
+
+
+def _copied(weight: Any, shards: Shards) -> Any:
+    """[...] as [n, ...], one for each device; one that is spread over the same devices is gathered for it, once."""
+    if not shards.is_explicit:
+        free = [PartitionSpec.UNCONSTRAINED] * weight.ndim
+        return lax.with_sharding_constraint(lax.broadcast(weight, (shards.parts,)), shards.first(free))
+    names = [name if isinstance(name, tuple) else (name,) for name in jax.typeof(weight).sharding.spec]
+    spec = [None if set(shards.axes).intersection(name) else name for name in names]
+    whole = jax.reshard(weight, NamedSharding(shards.mesh, PartitionSpec(*spec)))
+    return lax.broadcast(whole, (shards.parts,), out_sharding=shards.first(spec))
+
+
+class _Meeting(NamedTuple):
+    """A primitive in which weights and examples meet."""
+
+    rows: Callable[[Equation, Any], int | None]
+    grouped: Callable[[_Site, Env, Any], Any]
+
+
+def _rows_of_product(e: Equation, w: Any) -> int | None:
+    contracted, batched = e.params["dimension_numbers"]
+    if e.invars.count(w) != 1 or not all(map(is_var, e.invars)):
+        return None
+    there = e.invars.index(w)
+    here = 1 - there
+    if not e.invars[here].aval.ndim or 0 in contracted[here] or 0 in batched[here]:
+        return None
+    before = w.aval.ndim - len(contracted[there]) - len(batched[there]) if there == 0 else 0
+    return len(batched[here]) + before
+
+
+def _product(site: _Site, env: Env, copies: Any) -> Any:
+    e = site.equation
+    operands = [copies if v is site.weight else site.in_groups(env[v]) for v in e.invars]
+    # The groups are a batch of products; a row's place within its group comes after them.
+    later = lambda dims: [d + 1 for d in dims]
+    (x, y), (x_batch, y_batch) = e.params["dimension_numbers"]
+    numbers = (later(x), later(y)), ([0, *later(x_batch)], [0, *later(y_batch)])
+    how = {name: e.params[name] for name in ("precision", "preferred_element_type")}
+    return site.as_rows(lax.dot_general(operands[0], operands[1], numbers, **how))
+
+
+def _rows_of_repetition(e: Equation, w: Any) -> int | None:
+    del w
+    return None if 0 in e.params["broadcast_dimensions"] or not e.params["shape"] else 0
+
+
+def _repeated(site: _Site, env: Env, copies: Any) -> Any:
+    del env
+    how, parts, out = site.equation.params, site.shards.parts, site.equation.outvars[0].aval
+    shape = (parts, out.shape[0] // parts, *out.shape[1:])
+    places = (0, *(d + 1 for d in how["broadcast_dimensions"]))
+    to = site.shards.first((None, *out.sharding.spec[1:])) if site.shards.is_explicit else None
+    return site.as_rows(lax.broadcast_in_dim(copies, shape, places, out_sharding=to))
+
+
+def _rows_of_look_up(e: Equation, w: Any) -> int | None:
+    return 0 if e.invars[0] is w and 0 not in e.params["dimension_numbers"].offset_dims else None
+
+
+def _rows_of_convolution(e: Equation, w: Any) -> int | None:
+    where = e.params["dimension_numbers"]
+    return 0 if e.invars[1] is w and where.lhs_spec[0] == 0 == where.out_spec[0] else None
+
+
+def _one_by_one(site: _Site, env: Env, copies: Any) -> Any:
+    """Any other: the equation itself, for all groups at once."""
+    e, inputs = site.equation, variables(site.equation.invars)
+    given = {v: copies if v is site.weight else env[v] for v in inputs}
+    rows = [v is not site.weight and x.ndim > 0 and x.shape[0] > 1 for v, x in given.items()]
+    axes = [0 if v is site.weight or has else None for v, has in zip(inputs, rows, strict=True)]
+    grouped = [site.in_groups(x) if has else x for x, has in zip(given.values(), rows, strict=True)]
+    one = lambda *args: apply(e, dict(zip(inputs, args, strict=True)))[0]
+    return site.as_rows(jax.vmap(one, axes)(*grouped))
+
+
+_MEETINGS = {
+    "dot_general": _Meeting(_rows_of_product, _product),
+    "broadcast_in_dim": _Meeting(_rows_of_repetition, _repeated),
+    "gather": _Meeting(_rows_of_look_up, _one_by_one),
+    "conv_general_dilated": _Meeting(_rows_of_convolution, _one_by_one),
+}
