@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.types import Tree
@@ -33,6 +34,13 @@ def alike(tree: Tree) -> Tree:
     every = frozenset().union(*(_varying(jax.typeof(leaf)) for leaf in arrays))
     more = lambda leaf: tuple(sorted(every - _varying(jax.typeof(leaf)))) if hasattr(leaf, "dtype") else ()
     return structure.unflatten([lax.pcast(x, more(x), to="varying") if more(x) else x for x in leaves])
+
+
+def common(array: jax.Array, axis: str) -> jax.Array:
+    """An array that all devices along an axis of `jax.shard_map` have alike, as one that does not vary over it."""
+    if axis not in _varying(jax.typeof(array)):
+        return array
+    return lax.psum(jnp.where(lax.axis_index(axis) == 0, array, jnp.zeros_like(array)), axis)
 
 
 def settled(step: Callable[..., tuple[Tree, Any]], carry: Tree, x: Tree) -> Tree:

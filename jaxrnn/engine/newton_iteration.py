@@ -25,8 +25,9 @@ from jaxrnn.engine.deferral import How
 from jaxrnn.engine.forms import Obstacle
 from jaxrnn.engine.ir import Atom, is_var, reads, slice_back
 from jaxrnn.engine.loop import Leaves, Loop
-from jaxrnn.engine.reduce_then_scan import affine_states, shifted
+from jaxrnn.engine.reduce_then_scan import shifted
 from jaxrnn.engine.rules import Equation, Kind, inner_jaxprs, rule
+from jaxrnn.engine.semigroups import affine_states
 from jaxrnn.engine.solved import Run, Solve
 from jaxrnn.engine.thin import is_elementwise
 
@@ -119,10 +120,10 @@ def _iterate(
 ) -> tuple[Leaves, Certificate]:
     tolerance = settings.tolerance or 16 * float(jnp.finfo(first[0].dtype).eps)
     nothing = [jnp.zeros_like(x) for x in first]
-    before = lambda h: shifted(first, h, run.reverse)
+    before = lambda h: shifted(first, h, run.order)
     after = lambda h: run.at_once(run.loop.carry_out, invariant, before(h), stacked)
     wrong = lambda h: [a - x for a, x in zip(after(h), h, strict=True)]
-    solved = lambda J, r: affine_states(J, r, nothing, run.steps, run.reverse, cuts=True)
+    solved = lambda J, r: affine_states(J, r, nothing, run.order, cuts=True)
 
     def size(r: Leaves, h: Leaves) -> jax.Array:
         return jnp.max(jnp.stack([jnp.max(jnp.abs(a) / (1 + jnp.abs(x))) for a, x in zip(r, h, strict=True)]))
@@ -137,7 +138,7 @@ def _iterate(
         h = [x + y for x, y in zip(h, d, strict=True)]
         return h, wrong(h), n + 1
 
-    flat = [jnp.broadcast_to(x, (run.steps, *x.shape)) for x in first]
+    flat = [jnp.broadcast_to(x, (run.order.steps, *x.shape)) for x in first]
     guess = run.at_once(run.loop.carry_out, invariant, flat, stacked)
     h, r, n = lax.while_loop(goes_on, better, (guess, wrong(guess), jnp.int32(0)))
     residual = size(r, h)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+from jax import lax
+
 from jaxrnn.engine.closed_forms import ClosedForm, closed_form
 from jaxrnn.engine.deferral import How
 from jaxrnn.engine.forms import Obstacle
@@ -12,6 +15,7 @@ from jaxrnn.engine.loop import Leaves, Loop
 from jaxrnn.engine.newton_iteration import check_elementwise, iterated, newton
 from jaxrnn.engine.partition import Parts
 from jaxrnn.engine.program import Program
+from jaxrnn.engine.reduce_then_scan import Order, last
 from jaxrnn.engine.solved import Run, by_form, emitted, solved_states
 
 
@@ -49,16 +53,25 @@ def way_of(loop: Loop, iteration: newton | None = None) -> Way:
 
 
 class ParallelProgram(Program):
-    """A partitioned step of which loops with a closed form are solved for all steps of a segment at once."""
+    """A partitioned step of which loops with a closed form are solved for all steps of a segment at once.
 
-    def __init__(self, parts: Parts, init: Sequence[Any], scan: Callable[..., Any], ways: Sequence[Way]):
+    `over`: inside `jax.shard_map`, each device along an axis of the mesh has a stretch of the steps, one after another.
+    """
+
+    def __init__(
+        self, parts: Parts, init: Sequence[Any], scan: Callable[..., Any], ways: Sequence[Way], over: str | None = None
+    ):
         super().__init__(parts, init, scan)
-        self.ways = ways
+        self.ways, self.over = ways, over
+
+    def added(self, total: Any, each: Any) -> Any:
+        grown = super().added(jnp.zeros_like(total), each)
+        return total + (grown if self.over is None else lax.psum(grown, self.over))
 
     def run_loop(self, n: int, how: How, first: Leaves, each: Leaves) -> tuple[Leaves, Leaves]:
         loop, way = self.parts.stages[n].loop, self.ways[n]
         once = [self.once[v] for v in loop.invariant]
-        run = Run(loop, how.steps, how.reverse)
+        run = Run(loop, Order(how.steps, how.reverse, self.over))
         if way.form is not None:
             (solve, slopes), cuts = by_form(way.form, run), way.form.cuts
         elif way.iteration is not None:
@@ -66,4 +79,4 @@ class ParallelProgram(Program):
         else:
             return how(loop.at(once), first, each)
         states = solved_states(run, solve, slopes, cuts, once, first, each)
-        return [h[0 if how.reverse else -1] for h in states], emitted(run, states, once, first, each)
+        return [last(h, run.order) for h in states], emitted(run, states, once, first, each)

@@ -67,8 +67,12 @@ class Program:
         self._batch(self.parts.last, env, steps)
         ys = [self._stacked(a, env, steps) for a in self.parts.ys]
         own = len(ys) - len(totals)
-        grown = [s + jnp.sum(u, axis=0, dtype=s.dtype) for s, u in zip(totals, ys[own:], strict=True)]
+        grown = [self.added(s, u) for s, u in zip(totals, ys[own:], strict=True)]
         return put(self.is_total, grown, put([not t for t in self.is_total], carry, self.is_total)), ys[:own]
+
+    def added(self, total: Any, each: Any) -> Any:
+        """A leaf of the carry that only adds something up, after the steps that add `each` [T, ...]."""
+        return total + jnp.sum(each, axis=0, dtype=total.dtype)
 
     def run_loop(self, n: int, how: How, first: Leaves, each: Leaves) -> tuple[Leaves, Leaves]:
         """Runs the loop of a stage: its last carry, and what it emits."""

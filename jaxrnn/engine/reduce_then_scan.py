@@ -25,6 +25,18 @@ RADIX = 8
 Elements = Any  # a pytree of arrays [T, ...], or [1, ...] for what is the same at every step; whole numbers; None
 
 
+class Order(NamedTuple):
+    """How many steps there are, and from which end they run."""
+
+    steps: int
+    reverse: bool
+    over: str | None = None  # inside `jax.shard_map`: the axis whose devices have so many steps each, one after another
+
+    @property
+    def backwards(self) -> Order:
+        return self._replace(reverse=not self.reverse)
+
+
 class Semigroup(NamedTuple):
     """Steps of one form."""
 
@@ -32,16 +44,21 @@ class Semigroup(NamedTuple):
     act: Callable[[Elements, Leaves], Leaves]  # (a step, the state before) -> the state after
 
 
-def states(group: Semigroup, elements: Elements, first: Leaves, steps: int, reverse: bool, deep: Any = None) -> Leaves:
+def states(group: Semigroup, elements: Elements, first: Leaves, order: Order, deep: Any = None) -> Leaves:
     """The states after each of the steps, [T, ...]; `deep` is the semigroup for composed steps, if it is another."""
+    if order.over is not None:
+        elements, first = meshes.alike((elements, first))
+        first = _state_before(deep or group, elements, first, order)
+        order = order._replace(over=None)
+    steps, reverse, _ = order
     if steps <= RADIX:
         return _in_order(group, elements, first, steps, reverse)
     groups = -(-steps // RADIX)
     rows = jax.tree.map(lambda a: _grouped(a, groups, reverse), elements)
     up, down = (_up_in_a_loop, _down_in_a_loop) if len(first) > 1 else (_up, _down)
     whole = jax.tree.map(lambda a: a if isinstance(a, int) else a[:, 0], up((deep or group).compose, rows, reverse))
-    ends = states(deep or group, whole, first, groups, reverse)
-    before = [a[:, None] for a in shifted(first, ends, reverse)]
+    ends = states(deep or group, whole, first, Order(groups, reverse))
+    before = [a[:, None] for a in shifted(first, ends, Order(groups, reverse))]
     found = down(group.act, rows, before, [a[:, None] for a in ends], reverse)
     return [_joined(a, steps, reverse) for a in found]
 
@@ -128,206 +145,77 @@ def _moved(a: Any, before: int, after: int) -> Any:
     return lax.pad(a, jnp.zeros((), a.dtype), [(before, after, 0), *((0, 0, 0) for _ in a.shape[1:])])
 
 
-def shifted(first: Leaves, hs: Leaves, reverse: bool) -> Leaves:
+def shifted(first: Leaves, hs: Leaves, order: Order) -> Leaves:
     """The states before each step, from those after it."""
+    reverse = order.reverse
     moved = [_moved(h, -1, 1) if reverse else _moved(h, 1, -1) for h in hs]
     place = lambda h: len(h) - 1 if reverse else 0
     early = [a.astype(h.dtype)[None] for a, h in zip(first, hs, strict=True)]
-    return [lax.dynamic_update_slice_in_dim(h, a, place(h), 0) for a, h in zip(early, moved, strict=True)]
+    if order.over is not None:
+        lasts = [h[:1] if reverse else h[-1:] for h in hs]
+        early = [if_first(order, a, _handed_on(x, order)) for a, x in zip(early, lasts, strict=True)]
+    return [lax.dynamic_update_slice_in_dim(h, a, place(h), 0) for h, a in zip(moved, early, strict=True)]
 
 
-# --- affine: h_j = sum over k of A[j][k] h_k + b[j]; elements are (A, b) ------------------------------------------
+def last(h: jax.Array, order: Order) -> jax.Array:
+    """The state after the step that runs last."""
+    end = h[0 if order.reverse else -1]
+    if order.over is None:
+        return end
+    runs_last = lax.axis_index(order.over) == (0 if order.reverse else lax.axis_size(order.over) - 1)
+    return lax.psum(jnp.where(runs_last, end, jnp.zeros_like(end)), order.over)
 
 
-def _times(a: Any, x: Any) -> Any:
-    if a is None or x is None:
-        return None
-    if isinstance(a, int) or isinstance(x, int):
-        return x if isinstance(a, int) else a
-    return a * x
+# --- steps on several devices: each composes its own, all are told what the others made of theirs -----------------
 
 
-def _times_bounded(a: Any, x: Any) -> Any:
-    """A state of zero stays zero where composed steps overflow, though none of them does by itself."""
-    if a is None or x is None or isinstance(a, int) or isinstance(x, int):
-        return _times(a, x)
-    return jnp.where(x == 0, jnp.zeros((), jnp.result_type(a, x)), a * x)
+def _state_before(group: Semigroup, elements: Elements, first: Leaves, order: Order) -> Leaves:
+    """The state before the first step of this device: one exchange, of one composed step of each."""
+    steps, reverse, over = order
+    mine = _composed(group.compose, elements, steps, reverse)
+    each = jax.tree.map(lambda a: a if isinstance(a, int) else lax.all_gather(a, over, tiled=True), mine)
+    devices = Order(lax.axis_size(over), reverse)
+    after = states(group, each, first, devices)
+    return [lax.dynamic_index_in_dim(h, lax.axis_index(over), keepdims=False) for h in shifted(first, after, devices)]
 
 
-def _times_cutting(a: Any, x: Any) -> Any:
-    """Zero times anything is zero: what a reset cuts off may be NaN."""
-    if a is None or x is None or isinstance(a, int) or isinstance(x, int):
-        return _times(a, x)
-    return jnp.where((a == 0) | (x == 0), jnp.zeros((), jnp.result_type(a, x)), a * x)
+def _composed(compose: Any, elements: Elements, steps: int, reverse: bool) -> Elements:
+    """All steps as one, [1, ...]: groups of 8, then what is left over."""
+    take = lambda start, stop: jax.tree.map(lambda a: a if _is_same(a) else a[start:stop], elements)
+    groups, rest = divmod(steps, RADIX)
+    cut = rest if reverse else steps - rest
+    one_by_one = [take(t, t + 1) for t in (range(cut) if reverse else range(cut, steps))]
+    found = one_by_one[::-1] if reverse else one_by_one
+    if groups:
+        full = take(cut, steps) if reverse else take(0, cut)
+        rows = jax.tree.map(lambda a: _grouped(a, groups, reverse), full)
+        whole = jax.tree.map(lambda a: a if isinstance(a, int) else a[:, 0], _up(compose, rows, reverse))
+        found = [_composed(compose, whole, groups, reverse), *found]
+    return functools.reduce(compose, found)
 
 
-def _sum(*terms: Any) -> Any:
-    present = [t for t in terms if t is not None]
-    return functools.reduce(lambda x, y: x + y, present) if present else None
+def _handed_on(x: Any, order: Order, back: bool = False) -> Any:
+    """What the device has whose steps run just before (`back`: just after) this one's; zeros where there is none."""
+    one = -1 if order.reverse != back else 1
+    devices = range(lax.axis_size(order.over))
+    return lax.ppermute(x, order.over, [(i, i + one) for i in devices if i + one in devices])
 
 
-def affine(times: Callable[[Any, Any], Any]) -> Semigroup:
-    """Steps (A, b), with their products by `times`."""
-
-    def compose(first: Elements, then: Elements) -> Elements:
-        (A1, b1), (A2, b2) = first, then
-        every = range(len(b1))
-        steps = _times if times is _times_bounded else times
-        A = [[_sum(*(steps(A2[j][i], A1[i][k]) for i in every)) for k in every] for j in every]
-        return A, [_sum(*(times(A2[j][i], b1[i]) for i in every), b2[j]) for j in every]
-
-    def act(step: Elements, h: Leaves) -> Leaves:
-        A, b = step
-        every = range(len(b))
-        after = [_sum(*(times(A[j][k], h[k]) for k in every), b[j]) for j in every]
-        shape = lambda x, like: jnp.zeros_like(like) if x is None else jnp.broadcast_to(x, _joint(x, like))
-        return [shape(x, like) for x, like in zip(after, h, strict=True)]
-
-    return Semigroup(compose, act)
+def if_first(order: Order, first: Any, other: Any) -> Any:
+    """The one on the device whose steps run first, elsewhere the other."""
+    if order.over is None:
+        return first
+    return jnp.where(
+        lax.axis_index(order.over) == (lax.axis_size(order.over) - 1 if order.reverse else 0), first, other
+    )
 
 
-def _joint(x: Any, like: Any) -> tuple[int, ...]:
-    return jnp.broadcast_shapes(x.shape, like.shape)
-
-
-def _sums_in(dtype: Any) -> Any:
-    """The dtype to add up in: whole numbers keep theirs, and wrap round as in a loop."""
-    return trees.wide(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
-
-
-def affine_states(A: Elements, b: list[Any], first: Leaves, steps: int, reverse: bool, cuts: bool) -> Leaves:
-    """h_t = A_t h_tm1 + b_t for some leaves, A [leaves][leaves]; not to be differentiated through.
-
-    Sums in 16 bits are made in 32.
-    """
-    dtypes = [h.dtype for h in first]
-    wide = lambda x, to: x if x is None or isinstance(x, int) else x.astype(_sums_in(to))
-    if len(b) > 1:  # several of them would be added up
-        A = [[jnp.ones((1,) * (1 + first[0].ndim), dtypes[0]) if isinstance(a, int) else a for a in row] for row in A]
-    A = [[wide(a, to) for a in row] for row, to in zip(A, dtypes, strict=True)]
-    b = [wide(x, to) for x, to in zip(b, dtypes, strict=True)]
-    first = [wide(h, to) for h, to in zip(first, dtypes, strict=True)]
-    group, deep = (affine(_times_cutting),) * 2 if cuts else (affine(_times), affine(_times_bounded))
-    found = states(group, (A, b), first, steps, reverse, deep)
-    return [h.astype(to) for h, to in zip(found, dtypes, strict=True)]
-
-
-def linear_states(A: Elements, b: Leaves, first: Leaves, steps: int, reverse: bool, cuts: bool) -> Leaves:
-    """The same, differentiable any number of times forward and backward; b [T, ...] full arrays of one shape.
-
-    As a linear system, h_t - A_t h_tm1 = b_t, which JAX can transpose and differentiate:
-        dh_t = A_t dh_tm1 + (db_t + dA_t h_tm1),      l_t = A_tp1^T l_tp1 + g_t.
-    """
-    every = range(len(b))
-    # JAX would see to it only when the system is traced already.
-    A, b, first, nothing = meshes.alike((A, b, first, [jnp.zeros_like(x) for x in first]))
-    # One array: JAX cannot differentiate a system of which only some of the right-hand sides have a tangent.
-    pack = lambda leaves: jnp.stack(leaves) if len(leaves) > 1 else leaves[0]
-    leaves = lambda packed: list(packed) if len(b) > 1 else [packed]
-
-    def matvec(packed: jax.Array) -> jax.Array:
-        h = leaves(packed)
-        taken = _applied(A, shifted(nothing, h, reverse))
-        return pack([x if t is None else x - t.astype(x.dtype) for x, t in zip(h, taken, strict=True)])
-
-    def solve(_: Any, packed: jax.Array) -> jax.Array:
-        return pack(affine_states(A, leaves(packed), nothing, steps, reverse, cuts))
-
-    def transposed(_: Any, packed: jax.Array) -> jax.Array:
-        later = [[_one_later(A[j][k], reverse) for j in every] for k in every]
-        return pack(affine_states(later, leaves(packed), nothing, steps, not reverse, cuts))
-
-    begun = pack([_with_first(x, t, reverse) for x, t in zip(b, _applied(_at_first(A, reverse), first), strict=True)])
-    return leaves(lax.custom_linear_solve(matvec, begun, solve, transposed))
-
-
-def _applied(A: Elements, h: Leaves) -> Leaves:
-    return [_sum(*(_times(a, x) for a, x in zip(row, h, strict=True))) for row in A]
-
-
-def _at_first(A: Elements, reverse: bool) -> Elements:
-    """The coefficients of the step that runs first."""
-    return [[a if a is None or isinstance(a, int) else a[-1 if reverse else 0] for a in row] for row in A]
-
-
-def _with_first(b: jax.Array, term: Any, reverse: bool) -> jax.Array:
-    """b, to which the step that runs first adds what it makes of the first state."""
-    if term is None:
-        return b
-    place = len(b) - 1 if reverse else 0
-    return lax.dynamic_update_slice_in_dim(b, (b[place] + term.astype(b.dtype))[None], place, 0)
-
-
-def _one_later(a: Any, reverse: bool) -> Any:
-    """A_tp1 in the place of A_t; what would come after the last step meets a state of zero."""
+def one_later(a: Any, order: Order) -> Any:
+    """What each step's successor has in the place of what it has; what would come after the last step is zero."""
     if a is None or _is_same(a):
         return a
-    return _moved(a, 1, -1) if reverse else _moved(a, -1, 1)
-
-
-# --- clipped: h = min(max(a h + b, low), high); elements are (a, b, low, high) -------------------------------------
-
-
-def _compose_clipped(first: Elements, then: Elements) -> Elements:
-    (a1, b1, low1, high1), (a2, b2, low2, high2) = first, then
-    # The bounds of the first step, seen through the second; a slope of zero sees nothing.
-    ends = [jnp.where(a2 == 0, b2, a2 * bound + b2) for bound in (low1, high1)]
-    low, high = jnp.minimum(*ends), jnp.maximum(*ends)
-    b = _times_cutting(a2, b1) + b2
-    return _times_cutting(a2, a1), b, _between(low, low2, high2), _between(high, low2, high2)
-
-
-def _between(x: Any, low: Any, high: Any) -> Any:
-    return jnp.minimum(jnp.maximum(x, low), high)
-
-
-def _act_clipped(step: Elements, h: Leaves) -> Leaves:
-    a, b, low, high = step
-    return [_between(_times_cutting(a, h[0]) + b, low, high)]
-
-
-CLIPPED = Semigroup(_compose_clipped, _act_clipped)
-
-
-def clipped_states(step: Elements, first: jax.Array, steps: int, reverse: bool) -> jax.Array:
-    """h_t = min(max(a_t h_tm1 + b_t, low_t), high_t) for one leaf; what is None has no effect."""
-    to = trees.wide(first.dtype)
-    nothing = (0.0, 0.0, -jnp.inf, jnp.inf)
-    step = tuple(_whole(x, none, first, to) for x, none in zip(step, nothing, strict=True))
-    return states(CLIPPED, step, [first.astype(to)], steps, reverse)[0].astype(first.dtype)
-
-
-def _whole(x: Any, nothing: float, like: jax.Array, to: Any) -> jax.Array:
-    """A coefficient as an array [T, ...] or [1, ...]."""
-    if x is None or isinstance(x, int):
-        return jnp.full((1,) * (1 + like.ndim), nothing if x is None else x, to)
-    return x.astype(to)
-
-
-# --- logarithmic: h = log(exp(h + c) + exp(d)); elements are (c, d) -----------------------------------------------
-
-
-def _compose_logarithmic(first: Elements, then: Elements) -> Elements:
-    (c1, d1), (c2, d2) = first, then
-    return c1 + c2, d2 if d1 is None else _log_sum(d1 + c2, d2)
-
-
-def _log_sum(x: Any, y: Any) -> Any:
-    return x if y is None else jnp.logaddexp(x, y)
-
-
-def _act_logarithmic(step: Elements, h: Leaves) -> Leaves:
-    c, d = step
-    # What is cut off, c = -inf, may be NaN.
-    kept = jnp.where(c == -jnp.inf, c, h[0] + c)
-    return [jnp.broadcast_to(_log_sum(kept, d), h[0].shape)]
-
-
-LOGARITHMIC = Semigroup(_compose_logarithmic, _act_logarithmic)
-
-
-def logarithmic_states(step: Elements, first: jax.Array, steps: int, reverse: bool) -> jax.Array:
-    """h_t = log(exp(h_tm1 + c_t) + exp(d_t)) for one leaf."""
-    to = trees.wide(first.dtype)
-    step = tuple(x if x is None else x.astype(to) for x in step)
-    return states(LOGARITHMIC, step, [first.astype(to)], steps, reverse)[0].astype(first.dtype)
+    moved = _moved(a, 1, -1) if order.reverse else _moved(a, -1, 1)
+    if order.over is None:
+        return moved
+    following = _handed_on(a[-1:] if order.reverse else a[:1], order, back=True)
+    return lax.dynamic_update_slice_in_dim(moved, following, 0 if order.reverse else len(a) - 1, 0)

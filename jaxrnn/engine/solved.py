@@ -24,15 +24,9 @@ from jaxrnn.engine.evaluate import run_at_once
 from jaxrnn.engine.forms import Affine, Form
 from jaxrnn.engine.ir import Atom, Env, is_float, is_var, read, slice_back
 from jaxrnn.engine.loop import Leaves, Loop
-from jaxrnn.engine.reduce_then_scan import (
-    Elements,
-    affine_states,
-    clipped_states,
-    linear_states,
-    logarithmic_states,
-    shifted,
-)
+from jaxrnn.engine.reduce_then_scan import Elements, Order, shifted
 from jaxrnn.engine.rules import worth_keeping
+from jaxrnn.engine.semigroups import affine_states, clipped_states, linear_states, logarithmic_states
 from jaxrnn.trees import only, put
 
 Solve = Callable[[Leaves, Leaves, Leaves], Leaves]  # (invariant, first, stacked) -> the states [T, ...]
@@ -43,12 +37,11 @@ class Run(NamedTuple):
     """A loop over so many steps, in this order."""
 
     loop: Loop
-    steps: int
-    reverse: bool
+    order: Order
 
     def at_once(self, wanted: Sequence[Atom], invariant: Leaves, before: Leaves, stacked: Leaves) -> Leaves:
         """Values of the step for all steps, given the states before each of them."""
-        loop, steps = self.loop, self.steps
+        loop, steps = self.loop, self.order.steps
         over_time: set[Var] = {*loop.carry, *loop.stacked}
         env: Env = loop.held | dict(zip(loop.invariant, invariant, strict=True))
         env |= dict(zip([*loop.carry, *loop.stacked], [*before, *stacked], strict=True))
@@ -69,17 +62,16 @@ def by_form(form: ClosedForm, run: Run) -> tuple[Solve, Slopes]:
     """The states of a loop with a closed form, and the slopes of its step."""
 
     def solve(invariant: Leaves, first: Leaves, stacked: Leaves) -> Leaves:
-        found = form.at_all_steps(run.loop, invariant, stacked, run.steps)
-        way = run.steps, run.reverse
+        found = form.at_all_steps(run.loop, invariant, stacked, run.order.steps)
         if form.kind == "clipped":
-            return [clipped_states(tuple(found[0]), first[0], *way)]
+            return [clipped_states(tuple(found[0]), first[0], run.order)]
         if form.kind == "logarithmic":
-            return [logarithmic_states(tuple(found[0]), first[0], *way)]
-        return affine_states(_slopes(found), [f.b for f in found if isinstance(f, Affine)], first, *way, form.cuts)
+            return [logarithmic_states(tuple(found[0]), first[0], run.order)]
+        return affine_states(_slopes(found), [f.b for f in found if isinstance(f, Affine)], first, run.order, form.cuts)
 
     def slopes(invariant: Leaves, stacked: Leaves, before: Leaves) -> Elements:
         del before
-        found = form.at_all_steps(run.loop, invariant, stacked, run.steps)
+        found = form.at_all_steps(run.loop, invariant, stacked, run.order.steps)
         return _slopes(found)
 
     return solve, slopes if form.is_derivative else run.slopes
@@ -119,7 +111,7 @@ def _tangents(run: Run, slopes: Slopes, cuts: bool, given: Any, d_given: Any, st
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(given: Any, states: Leaves, d_moved: Any, d_first: Leaves) -> Leaves:
         invariant, first, stacked = given
-        before = shifted(first, states, run.reverse)
+        before = shifted(first, states, run.order)
 
         def after(some_invariant: Leaves, some_stacked: Leaves) -> Leaves:
             whole = put(moved[0], some_invariant, invariant), put(moved[2], some_stacked, stacked)
@@ -129,7 +121,7 @@ def _tangents(run: Run, slopes: Slopes, cuts: bool, given: Any, d_given: Any, st
             _, g = jax.jvp(after, (only(moved[0], invariant), only(moved[2], stacked)), d_moved)
         else:
             g = [jnp.zeros_like(h) for h in states]
-        return linear_states(slopes(invariant, stacked, before), g, d_first, run.steps, run.reverse, cuts)
+        return linear_states(slopes(invariant, stacked, before), g, d_first, run.order, cuts)
 
     return linear(given, states, d_moved, d_first)
 
@@ -141,7 +133,7 @@ def is_float_tangent(d: Any) -> bool:
 def emitted(run: Run, states: Leaves, invariant: Leaves, first: Leaves, stacked: Leaves) -> Leaves:
     """What the loop emits, [T, ...], given its states."""
     loop = run.loop
-    made: Env = dict(zip(loop.carry, shifted(first, states, run.reverse), strict=True))
+    made: Env = dict(zip(loop.carry, shifted(first, states, run.order), strict=True))
     made |= {a: h for a, h in zip(loop.carry_out, states, strict=True) if is_var(a)}
     rest = [v for v in loop.emitted if v not in made]
 

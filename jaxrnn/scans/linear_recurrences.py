@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks, trees
-from jaxrnn.engine.reduce_then_scan import affine_states, linear_states
+from jaxrnn.engine.reduce_then_scan import Order
+from jaxrnn.engine.semigroups import affine_states, linear_states
 
 
 def linear_scan(a: Any, b: Any, h0: Any, reverse: bool = False) -> jax.Array:
@@ -41,4 +42,4 @@ def linear_scan(a: Any, b: Any, h0: Any, reverse: bool = False) -> jax.Array:
             f"linear_scan: a, b and h0 should have one dtype, got {a.dtype}, {b.dtype}, {h0.dtype}; cast with .astype"
         )
     solve = linear_states if trees.is_float(b) else affine_states
-    return solve([[a]], [b], [h0], len(b), reverse, cuts=True)[0] if len(b) else b
+    return solve([[a]], [b], [h0], Order(len(b), reverse), cuts=True)[0] if len(b) else b

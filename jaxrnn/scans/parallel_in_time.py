@@ -10,8 +10,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from jaxrnn import checks, guards, trees
+from jaxrnn import checks, guards, meshes, trees
 from jaxrnn.engine.evaluate import run_at_once
 from jaxrnn.engine.ir import Flat, reached, slice_back
 from jaxrnn.engine.loop import Leaves
@@ -40,6 +41,9 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
     A step without any such component runs as `inner` runs it.
 
     `newton=newton()`: elementwise recurrences without such a form are solved by iteration, with a certificate.
+    `over="time"`: the steps lie in equal stretches on the devices along an axis of the mesh that is set
+    (`jax.set_mesh`). Each solves its own stretch; per recurrence and pass one exchange tells all what the stretches
+    compose to. Every component of the carry must have a form.
     `segment=K`: segments one after the other, each solved at once and recomputed in the backward pass.
 
     Memory: the states of all steps and what the step reads, T c + T x, about as `lax.scan`; with segments S c and one
@@ -50,13 +54,15 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
     resets it stays parallel, unless a NaN goes in with the input: those sequences run under `inner`, with its
     guard. Everything is batched over a whole segment, so take segments where memory matters. On a CPU a loop
     is as fast; this is for machines that do much at once, small batches and long sequences.
-    Raises: what `lax.scan` raises; ValueError for a segment below 1; TypeError for an inner that is no scan.
+    Raises: what `lax.scan` raises; ValueError for a segment below 1, for `over` without a mesh, without such an axis,
+    with one that does not divide T or a component without a form; TypeError for an inner that is no scan.
     Blelloch 1990; Martin and Cundy 2018, "Parallelizing linear recurrent neural nets over sequence length".
     """
 
     segment: int | None = None
     newton: newton | None = None
     inner: Scan = fissioned()
+    over: str | None = None
     name: ClassVar[str] = "parallel"
 
     def __post_init__(self) -> None:
@@ -65,6 +71,8 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
         if not isinstance(self.newton, (newton, type(None))):
             raise TypeError(f"parallel: newton must be newton(...) or None, got {self.newton!r}")
         checks.a_scan("parallel", "inner", self.inner)
+        if self.over is not None and (self.segment or self.newton):
+            raise ValueError("parallel: over goes with neither segment nor newton; leave those out")
 
     def run(self, problem: LoopProblem) -> tuple[Tree, Tree]:
         steps = problem.steps
@@ -73,15 +81,16 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
         if steps < 2 or problem.traced.leaves_jax:
             return problem.as_given(self.inner) if problem.traced.leaves_jax else problem.whole(self.inner)
         flat = opened_remat(problem.traced.flat, problem.traced.carries)
-        guarded = has_guard(flat)
-        step = problem.traced._replace(flat=unguarded(flat) if guarded else flat)
-        parts = step.parts(separate=True)
-        ways = [way_of(stage.loop, self.newton) for stage in parts.stages] if parts else []
+        parts, ways = self._planned(flat, problem)
         _warn_of_what_mixes(ways)
+        if self.over is not None:
+            _check_devices(self.over, steps, parts, ways)
         if parts is None or not any(way.is_parallel for way in ways):
             return problem.whole(self.inner)
-        at_once = lambda: self._at_once(problem, parts, ways)
-        if not guarded:
+        at_once = lambda: (
+            self._at_once(problem, parts, ways) if self.over is None else self._over_devices(problem, self.over)
+        )
+        if not has_guard(flat):
             return problem.result(*at_once())
 
         def in_order() -> tuple[Leaves, Leaves]:
@@ -89,6 +98,12 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
             return problem.under(self.inner)(problem.step, problem.init, problem.xs, **how)
 
         return problem.result(*_either(_nan_goes_in(flat, problem), in_order, at_once))
+
+    def _planned(self, flat: Flat, problem: LoopProblem) -> tuple[Parts | None, list[Way]]:
+        """The step without its guards, partitioned, and how each of its loops is run."""
+        step = problem.traced._replace(flat=unguarded(flat) if has_guard(flat) else flat)
+        parts = step.parts(separate=True)
+        return parts, [way_of(stage.loop, self.newton) for stage in parts.stages] if parts else []
 
     def _at_once(self, problem: LoopProblem, parts: Parts, ways: Sequence[Way]) -> tuple[Leaves, Leaves]:
         program = ParallelProgram(parts, problem.init, problem.under(self.inner), ways)
@@ -103,6 +118,39 @@ class parallel(Strategy):  # noqa: N801  a strategy reads like the function that
             return recomputed(carry, xs)
 
         return in_segments(run_segment, problem.init, problem.xs, steps, segment, problem.reverse)
+
+    def _over_devices(self, problem: LoopProblem, over: str) -> tuple[Leaves, Leaves]:
+        """The step is traced again as one device sees it."""
+
+        def stretch(init: Tree, xs: Tree) -> tuple[Leaves, Leaves]:
+            steps = problem.known_steps() // lax.axis_size(over)
+            init = meshes.settled(problem.f, init, trees.first_step(xs))
+            own = LoopProblem(self.name, problem.f, init, xs, steps, problem.reverse, problem.options)
+            parts, ways = self._planned(opened_remat(own.traced.flat, own.traced.carries), own)
+            assert parts is not None  # the same step had some a moment ago
+            program = ParallelProgram(parts, own.init, own.under(self.inner), ways, over)
+            carry, ys = program(own.init, own.xs, steps, problem.reverse)
+            return [meshes.common(a, over) for a in carry], ys
+
+        everywhere, along = PartitionSpec(), PartitionSpec(over)
+        spread = jax.shard_map(stretch, in_specs=(everywhere, along), out_specs=(everywhere, along), axis_names={over})
+        return spread(*problem.given)
+
+
+def _check_devices(over: str, steps: int, parts: Parts | None, ways: Sequence[Way]) -> None:
+    mesh = jax.sharding.get_abstract_mesh()
+    if over not in mesh.axis_names:
+        names = ", ".join(map(repr, mesh.axis_names))
+        known = f"the mesh has {names}" if names else "none is set: use `jax.set_mesh(mesh)`"
+        raise ValueError(f"parallel: over should name an axis of the mesh that is set, got {over!r}; {known}")
+    if steps % mesh.shape[over]:
+        raise ValueError(
+            f"parallel: T should be a multiple of {mesh.shape[over]}, the devices along over={over!r}, got {steps}; "
+            "pad xs and say `lengths`"
+        )
+    why = "the step is not to be taken apart" if parts is None else "; ".join(w.because for w in ways if w.because)
+    if parts is None or why:
+        raise ValueError(f"parallel: over={over!r} needs a closed form of every component of the carry; not so: {why}")
 
 
 def _warn_of_what_mixes(ways: Sequence[Way]) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxrnn as rnn
+from jaxrnn.analysis import collectives
 from jaxrnn.scans import newton
 
 W = jax.random.normal(jax.random.key(0), (2, 4, 4)) / 2
@@ -89,9 +91,55 @@ def on_automatic_mesh(name, mesh, axis, steps):
     says(f"automatic mesh, {axis}", name, program(W, xs), steps, exchanges=sizes, sums=sums)
 
 
+CELLS = {
+    "min_gru": rnn.cells.min_gru(4),
+    "lru": rnn.stack(rnn.layer(nn.Dense(4)), rnn.cells.lru(4)),  # two leaves that need one another
+    "two layers": rnn.stack(rnn.cells.min_gru(4), rnn.cells.min_lstm(4)),
+    "smallest": rnn.Cell(
+        lambda key, x: jnp.float32(0.7),
+        lambda w, batch: (jnp.zeros((*batch, 4)), jnp.float32(0)),
+        lambda w, s, x, key=None: ((h := jnp.minimum(w * s[0] + x, 1.0), s[1] + jnp.sum(h)), h),  # and a total
+    ),
+}
+WAYS = {
+    "in order": {},
+    "reversed": {"reverse": True},
+    "lengths": {"lengths": jnp.array([64, 0, 37, 1])},
+    "resets": {"resets": jnp.arange(256).reshape(64, 4) % 11 == 0},
+}
+
+
+def over_devices(name, way, mesh, steps):
+    """Each device has a stretch of the steps; a NaN nowhere, so that the loop that is kept for one is not run."""
+    cell, xs = CELLS[name], jax.random.normal(jax.random.key(1), (steps, 4, 4))
+    params = cell.init(jax.random.key(2), xs[0])
+
+    def loss(scan, params, xs):
+        end, ys = rnn.unroll(cell, params, xs, scan=scan, **WAYS[way])
+        return sum(jnp.sum(jnp.abs(a) ** 2) for a in jax.tree.leaves((end, jnp.sin(ys))))
+
+    gradient = lambda scan: jax.jit(jax.value_and_grad(partial(loss, scan), (0, 1)))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(xs, NamedSharding(mesh, ALONG["time"]))
+        program = gradient(rnn.parallel(over="d")).lower(params, spread).compile()
+        found = program(params, spread)
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(gradient(lax.scan)(params, xs)), strict=True))
+    apart = max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) / (1 + float(np.max(np.abs(b)))) for a, b in pairs)
+    sent = [list(c) for c in collectives(program)]
+    print(
+        json.dumps({"place": "over", "name": f"{name}, {way}", "steps": steps, "apart": apart, "sent": sent}),
+        flush=True,
+    )
+
+
 if __name__ == "__main__":
     automatic = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
     explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    for name in CELLS:
+        over_devices(name, "in order", automatic, 64)
+    for way in list(WAYS)[1:]:
+        over_devices("min_gru", way, automatic, 64)
+    over_devices("min_gru", "in order", automatic, 4096)
     for steps in (512, 4096):
         on_automatic_mesh("gated", automatic, "time", steps)
     for name in STEPS:

@@ -15,7 +15,6 @@ from jax.sharding import PartitionSpec as P
 import jaxrnn as rnn
 from jaxrnn.analysis import collectives
 
-jax.config.update("jax_enable_x64", True)
 T, B, H = 10, 8, 8
 SCANS = {
     "lax.scan": lax.scan,
@@ -29,13 +28,7 @@ SCANS = {
     "within": rnn.within("1MB"),
     "parallel": rnn.parallel(),
 }
-Embed, Dense = nn.Embed(5, H, param_dtype=float), nn.Dense(3, param_dtype=float)
-NETS = {
-    "lstm": rnn.stack(rnn.layer(Embed), rnn.lstm(H, dtype=float, peephole=True), rnn.layer(Dense)),
-    "gru": rnn.stack(rnn.layer(Embed), rnn.gru(H, dtype=float, learn_initial_state=True), rnn.layer(Dense)),
-    "vectors": rnn.stack(rnn.lift(lambda x: jax.nn.one_hot(x, 5)), rnn.lstm(H, dtype=float), rnn.layer(Dense)),
-    "elementwise": rnn.stack(rnn.layer(Embed), rnn.cells.min_gru(H, dtype=float), rnn.ind_rnn(H, dtype=float)),
-}
+NETS = ("lstm", "gru", "vectors", "elementwise")
 WAYS = {  # how many devices each axis of the mesh has; whether the weights are spread; what is told
     "data": ((4, 1), False, {"batch": "data"}),
     "fully sharded": ((4, 1), True, {"batch": "data"}),
@@ -43,13 +36,34 @@ WAYS = {  # how many devices each axis of the mesh has; whether the weights are 
     "data and units": ((2, 2), True, {"batch": "data", "units": "model"}),
     "two axes": ((2, 2), False, {"batch": ("data", "model")}),
 }
-XS = jax.random.randint(jax.random.key(0), (T, B), 0, 5)
-LENGTHS = jnp.array([10, 3, 0, 7, 10, 1, 9, 10])
+LENGTHS = [10, 3, 0, 7, 10, 1, 9, 10]
+
+
+@functools.cache
+def net_named(name):
+    embed, dense = rnn.layer(nn.Embed(5, H, param_dtype=float)), rnn.layer(nn.Dense(3, param_dtype=float))
+    if name == "lstm":
+        return rnn.stack(embed, rnn.lstm(H, dtype=float, peephole=True), dense)
+    if name == "gru":
+        return rnn.stack(embed, rnn.gru(H, dtype=float, learn_initial_state=True), dense)
+    if name == "vectors":
+        return rnn.stack(rnn.lift(lambda x: jax.nn.one_hot(x, 5)), rnn.lstm(H, dtype=float), dense)
+    return rnn.stack(embed, rnn.cells.min_gru(H, dtype=float), rnn.ind_rnn(H, dtype=float))
+
+
+@functools.cache
+def inputs():
+    return jax.random.randint(jax.random.key(0), (T, B), 0, 5)
+
+
+@functools.cache
+def parameters(name):
+    return net_named(name).init(jax.random.key(1), inputs()[0])
 
 
 def losses(net, scan):
     def loss(params, xs):
-        _, ys = rnn.unroll(net, params, xs, lengths=LENGTHS, scan=scan)
+        _, ys = rnn.unroll(net_named(net), params, xs, lengths=jnp.array(LENGTHS), scan=scan)
         return jnp.mean(jnp.sin(ys)), ys
 
     return jax.jit(jax.grad(loss, has_aux=True))
@@ -57,7 +71,7 @@ def losses(net, scan):
 
 @functools.cache
 def on_one_device(net):
-    return losses(NETS[net], lax.scan)(NETS[net].init(jax.random.key(1), XS[0]), XS)
+    return losses(net, lax.scan)(parameters(net), inputs())
 
 
 def spread(params, mesh, way):
@@ -75,12 +89,11 @@ def spread(params, mesh, way):
 def says(net, way, name, scan, kind):
     shape, _, told = WAYS[way]
     mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(kind,) * 2)
-    params = NETS[net].init(jax.random.key(1), XS[0])
     expected = on_one_device(net)
     with jax.set_mesh(mesh):
-        params = spread(params, mesh, way)
-        xs = jax.device_put(XS, NamedSharding(mesh, P(None, told.get("batch"))))
-        program = losses(NETS[net], rnn.sharded(**told, inner=scan) if kind is AxisType.Auto else scan)
+        params = spread(parameters(net), mesh, way)
+        xs = jax.device_put(inputs(), NamedSharding(mesh, P(None, told.get("batch"))))
+        program = losses(net, rnn.sharded(**told, inner=scan) if kind is AxisType.Auto else scan)
         program = program.lower(params, xs).compile()
         sent, found = collectives(program), program(params, xs)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
@@ -114,6 +127,7 @@ def sends():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
     sends()
     for text in sys.argv[1:]:
         net, way, name, kind = json.loads(text)

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+import jaxrnn as rnn
 from tests.scans.test_meshes import ROOT
 
 PLACES = ["shard_map, check_vma=True", "shard_map, check_vma=False", "explicit mesh", "automatic mesh, batch"]
@@ -41,3 +44,50 @@ def test_time_over_devices_exchanges_single_states():
     assert short and long, complaint
     assert short["equal"] and long["equal"]
     assert max(long["exchanges"]) <= 2 * 8 * 4 and len(long["exchanges"]) <= len(short["exchanges"]) + 16
+
+
+# --- parallel(over=...): each device its own stretch of the steps -------------------------------------------------
+
+CASES = ["min_gru, in order", "lru, in order", "two layers, in order", "smallest, in order"]
+CASES += ["min_gru, reversed", "min_gru, lengths", "min_gru, resets"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stretches_on_devices_give_the_loop_s_values_and_gradients(case):
+    lines, complaint = found()
+    assert ("over", case, 64) in lines, complaint
+    assert lines["over", case, 64]["apart"] < 1e-5
+
+
+def test_a_recurrence_exchanges_one_composed_step_per_pass_whatever_t():
+    """Forward and backward a gather of slopes and of offsets, and a state handed on; the weights' gradient once."""
+    lines, complaint = found()
+    short, long = (lines["over", "min_gru, in order", steps]["sent"] for steps in (64, 4096))
+    assert short == long, complaint
+    state = 4 * 4 * 4
+    gathers = [nbytes for kind, nbytes, times, _, _ in long if kind == "all-gather" and times == 1]
+    assert gathers == [4 * state] * 4
+    assert [nbytes for kind, nbytes, *_ in long if kind == "collective-permute"] == [state] * 2
+    assert sum(kind == "all-reduce" for kind, *_ in long) <= 2 and len(long) <= 8
+
+
+def under(scan, cell, steps, devices=4):
+    xs = jnp.ones((steps, 2, 3))
+    params = cell.init(jax.random.key(0), xs[0])
+    mesh = jax.sharding.AbstractMesh((devices,), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.eval_shape(lambda params: rnn.unroll(cell, params, xs, scan=scan), params)
+
+
+def test_refused_are_no_mesh_no_axis_a_remainder_and_what_has_no_form():
+    cell = rnn.cells.min_gru(4)
+    with pytest.raises(ValueError, match="over should name an axis of the mesh that is set, got 'time'; none is set"):
+        rnn.unroll(cell, cell.init(jax.random.key(0), jnp.ones(3)), jnp.ones((8, 3)), scan=rnn.parallel(over="time"))
+    with pytest.raises(ValueError, match="got 'tim'; the mesh has 'time'"):
+        under(rnn.parallel(over="tim"), cell, 8)
+    with pytest.raises(ValueError, match="T should be a multiple of 4, the devices along over='time', got 6"):
+        under(rnn.parallel(over="time"), cell, 6)
+    with pytest.raises(ValueError, match="needs a closed form of every component.*dot_general"):
+        under(rnn.parallel(over="time"), rnn.gru(4), 8)
+    with pytest.raises(ValueError, match="goes with neither segment nor newton"):
+        rnn.parallel(4, over="time")
