@@ -8,10 +8,10 @@
 Nothing is timed: collectives, their bytes and the scratch memory are read from the compiled programs, so virtual
 devices of one processor tell as much as real ones. Each gradient is run once and compared with one device's.
 
-    python -m experiments.devices
-    python -m experiments.devices --steps 100 --ways data --show
+    python -m experiments.collectives
+    python -m experiments.collectives --steps 100 --ways data --show
 
-Writes table.csv, results.json and devices.png into the run folder; every row is a checkpoint to go on from.
+Writes table.csv, results.json and collectives.png into the run folder; every row is a checkpoint to go on from.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Config:
     inputs: int = 64  # Input features per step.
     size: int = 64  # Hidden units of each layer.
     show: bool = False  # Print every collective of every program as well.
-    run: str = "runs/devices"  # Run folder: table.csv, results.json, devices.png, metrics.jsonl.
+    run: str = "runs/collectives"  # Run folder: table.csv, results.json, collectives.png, metrics.jsonl.
 
 
 def ours(config: Config, scan: rnn.Scan) -> tuple[Any, Callable[..., Any]]:
@@ -170,7 +170,7 @@ def main(config: Config) -> None:
     console = harness.console()
     work = [{"way": w, "T": T, "scan": c} for w in config.ways for T in config.steps for c in config.contenders]
     about = {name: getattr(config, name) for name in ("batch", "inputs", "size")}
-    with rnn.training.Run(config.run, {"experiment": "devices", **about}) as run:
+    with rnn.training.Run(config.run, {"experiment": "collectives", **about}) as run:
         write = lambda done: run.write("table.csv", harness.as_csv([{**row, "sent": ""} for row in done]))
         rows = harness.records(run, work, functools.partial(measured, config), console, then=write)
         for row in rows if config.show else ():
@@ -180,8 +180,8 @@ def main(config: Config) -> None:
         harness.print_table(
             console, f"a gradient on {DEVICES} devices", lines, left=("arrangement", "scan"), section="T"
         )
-        harness.picture(run.folder / "devices.png", functools.partial(draw, rows), columns=2)
-        console.print(f"written: {run.folder / 'table.csv'}; results.json, devices.png beside it")
+        harness.picture(run.folder / "collectives.png", functools.partial(draw, rows), columns=2)
+        console.print(f"written: {run.folder / 'table.csv'}; results.json, collectives.png beside it")
 
 
 if __name__ == "__main__":
