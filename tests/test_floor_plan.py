@@ -9,7 +9,8 @@ import jaxrnn
 
 FLOORS = """
 types pickling checks trees guards meshes inference
-cells.base cells.simple cells.gated cells.layers cells.linear cells.diagonal cells.selective cells.xlstm
+cells.base cells.simple cells.gated cells.held cells.nnx_modules cells.equinox_modules cells.layers cells.linear
+cells.diagonal cells.selective cells.xlstm
 cells.elementwise cells.convolutional cells.normalisation cells.oscillating cells
 combinators.stacking combinators.noise combinators.masking combinators.feedback combinators
 engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop engine.partition
