@@ -34,6 +34,8 @@ graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.sv
 graphs.drawing graphs
 analysis.operations analysis.timing analysis.memory analysis.explanation analysis.gradients analysis.flow
 analysis.dynamics analysis.learners analysis
+interop.tensors interop.nets interop.files interop.pytorch interop.keras interop.haiku interop.flax interop.equinox
+interop
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent
