@@ -9,16 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrnn import checks
 from jaxrnn.cells.gated import GRU, LSTM, gru, lstm
 from jaxrnn.cells.simple import elman
 from jaxrnn.interop.nets import Imported, Part, only_part
 from jaxrnn.interop.tensors import Array, Tensors, added, flattened, reordered, to_jax
 from jaxrnn.types import Cell, Params
 
+_MARKS = {"vanilla_rnn": "linear_1/w", "lstm": "linear/w", "gru": "w_i"}  # by what each is known
 _REMEDY = "hand over the parameters of a whole hk.LSTM, hk.GRU or hk.VanillaRNN, and its name as prefix"
 
 
-def from_haiku(params: Mapping[str, Any], prefix: str, *, dtype: Any = None) -> Imported:
+def from_haiku(params: Mapping[str, Any], prefix: str, *, kind: str | None = None, dtype: Any = None) -> Imported:
     """A cell that computes what Haiku's does, from its parameters.
 
         net, ours = from_haiku(params, "lstm")              y, state = hk.LSTM(H)(x, state), called "lstm"
@@ -29,20 +31,24 @@ def from_haiku(params: Mapping[str, Any], prefix: str, *, dtype: Any = None) -> 
     Haiku's LSTM is `lstm`: its one matrix [D + H, 4H] is cut in two, its gates i, g, f, o come into our order, and
     the 1 that it adds to its forget gate becomes part of the bias. Its GRU is `gru(reset="before")`: its gate z says
     how much is new, ours how much is old, so what belongs to it changes its sign. `VanillaRNN` is `elman` with relu.
+    Which of them it is, its names tell; `kind`, one of "lstm", "gru", "vanilla_rnn", says what they must.
     Raises: ValueError, naming the array, for one that is missing, of another shape or dtype, or left over.
     """
     prefix = f"{prefix.removesuffix('/')}/"
     flat = flattened(params, "/")
     tensors = Tensors("from_haiku", flat, _REMEDY, prefix, dtype)
-    for mark, read in (("linear/w", _lstm), ("w_i", _gru), ("input_to_hidden/w", _vanilla)):
-        if mark in tensors:
-            net, ours = read(tensors)
-            tensors.finish(f"the module {prefix.removesuffix('/')!r}")
-            return Imported(net, to_jax(ours))
-    marks = (re.fullmatch(r"(.*)/(linear/w|w_i|input_to_hidden/w)", name) for name in flat)
-    found = sorted({mark[1] for mark in marks if mark})
-    others = f"there is {', '.join(map(repr, found[:5]))}" if found else "nor is there one elsewhere in it"
-    raise ValueError(f"from_haiku: params have no recurrent core under the prefix {prefix[:-1]!r}; {others}; {_REMEDY}")
+    kind = kind or next((kind for kind, mark in _MARKS.items() if mark in tensors), None)
+    if kind is None:
+        marks = (re.fullmatch(r"(.*)/(linear/w|w_i)", name) for name in flat)
+        found = sorted({mark[1] for mark in marks if mark})
+        others = f"there is {', '.join(map(repr, found[:5]))}" if found else "nor is there one elsewhere in them"
+        raise ValueError(
+            f"from_haiku: params have no recurrent core under the prefix {prefix[:-1]!r}; {others}; {_REMEDY}"
+        )
+    checks.one_of("from_haiku", "kind", kind, tuple(_MARKS))
+    net, ours = {"lstm": _lstm, "gru": _gru, "vanilla_rnn": _vanilla}[kind](tensors)
+    tensors.finish(f"the {kind} {prefix[:-1]!r}")
+    return Imported(net, to_jax(ours))
 
 
 def _lstm(tensors: Tensors) -> tuple[Cell, Any]:
@@ -78,14 +84,14 @@ def _complement(array: Array, have: str, want: str) -> Array:
 
 
 def _vanilla(tensors: Tensors) -> tuple[Cell, Any]:
-    features, size = tensors.shape("input_to_hidden/w", "[D, H]")
+    features, size = tensors.shape("linear/w", "[D, H]")
     ours = {
-        "U": tensors.take("input_to_hidden/w", "[D, H]", (features, size)),
-        "W": tensors.take("hidden_to_hidden/w", "[H, H]", (size, size)),
-        "b": tensors.take("input_to_hidden/b", "[H]", (size,)),
+        "U": tensors.take("linear/w", "[D, H]", (features, size)),
+        "W": tensors.take("linear_1/w", "[H, H]", (size, size)),
+        "b": tensors.take("linear/b", "[H]", (size,)),
     }
-    if "hidden_to_hidden/b" in tensors:
-        ours["b"] = added(ours["b"], tensors.take("hidden_to_hidden/b", "[H]", (size,)))
+    if "linear_1/b" in tensors:
+        ours["b"] = added(ours["b"], tensors.take("linear_1/b", "[H]", (size,)))
     return elman(size, activation=jax.nn.relu, dtype=ours["U"].dtype), ours
 
 
@@ -109,8 +115,8 @@ def to_haiku(net: Cell, params: Params, prefix: str) -> dict[str, dict[str, Arra
     if part.cell.activation is not jax.nn.relu:
         raise ValueError(f"to_haiku: the activation should be relu, as hk.VanillaRNN's, got {part.cell.activation!r}")
     return {
-        f"{prefix}/input_to_hidden": {"w": part.params["U"], "b": bias},
-        f"{prefix}/hidden_to_hidden": {"w": part.params["W"]},
+        f"{prefix}/linear": {"w": part.params["U"], "b": bias},
+        f"{prefix}/linear_1": {"w": part.params["W"]},
     }
 
 
