@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrnn import trees
 from jaxrnn.cells.base import Definition
 from jaxrnn.types import Key, Params, Tree
 
@@ -31,9 +32,7 @@ class Held:
 
 
 def _alike(a: Tree, b: Tree) -> bool:
-    a_leaves, a_structure = jax.tree.flatten(a)
-    b_leaves, b_structure = jax.tree.flatten(b)
-    return bool(a_structure == b_structure) and all(map(_same, a_leaves, b_leaves))
+    return trees.same_structure(a, b) and all(map(_same, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def _is_array(leaf: Any) -> bool:

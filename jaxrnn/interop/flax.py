@@ -163,7 +163,8 @@ def to_nnx(net: Cell, params: Params) -> Any:
             "to_nnx: params['c_n'] should be 0, as nnx.GRUCell has no such bias; use to_flax, or keep it at 0"
         )
     options: dict[str, Any] = {"activation_fn": part.cell.activation} if not isinstance(part.cell, (LSTM, GRU)) else {}
-    kind = {LSTM: nnx.OptimizedLSTMCell, GRU: nnx.GRUCell}.get(type(part.cell), nnx.SimpleCell)
+    kinds: dict[Any, Any] = {LSTM: nnx.OptimizedLSTMCell, GRU: nnx.GRUCell}
+    kind = kinds.get(type(part.cell), nnx.SimpleCell)
     biased = "dense_h" if isinstance(part.cell, LSTM) else "dense_i"
     theirs = {("dense_i", "kernel"): ours["U"], ("dense_h", "kernel"): ours["W"], (biased, "bias"): ours["b"]}
     # Its first weights are thrown away; orthogonal ones could not be made in 16 bits.

@@ -51,7 +51,7 @@ def from_keras(source: Any, *, activation: Any = jnp.tanh, reset_after: bool = T
     LSTM has our gates in our order, its GRU's come as z, r, n. Its 1 in the forget gate's bias is only a first value.
     Arrays are time-major here, and all outputs are given, as with `return_sequences=True`; dropout is not taken over.
     Raises: ValueError, naming the array, for one that is missing, of another shape or dtype, or left over, and for
-    options that ours have not (other activations, `go_backwards`, `stateful` is not looked at).
+    options that ours have not (other activations, `go_backwards`); TypeError for layers of other kinds.
     """
     if isinstance(source, (list, tuple)) and source and all(hasattr(a, "shape") for a in source):
         return _from_arrays(list(source), activation, reset_after, dtype)

@@ -39,8 +39,8 @@ def one_upon_another(layers: Sequence[Imported]) -> Imported:
 
 def both_ways(forward: Imported, backward: Imported, merge: Any = concatenate) -> Imported:
     """A `bidirectional` of two cells."""
-    params = {"forward": forward.params, "backward": backward.params}
-    return Imported(bidirectional(forward.net, backward.net, merge), params)
+    cells: Any = (forward.net, backward.net)
+    return Imported(bidirectional(cells[0], cells[1], merge), {"forward": forward.params, "backward": backward.params})
 
 
 class Part(NamedTuple):
