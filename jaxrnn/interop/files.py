@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.interop.tensors import Array, as_numpy
+from jaxrnn.interop.tensors import Array, as_numpy, shown
 from jaxrnn.training.files import draft_of, reason
 
 # Earlier ones could be made to run code of the file's even with weights_only: CVE-2025-32434, CVE-2026-24747.
@@ -60,7 +61,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
 def _tensor(path: Path, name: str, about: Mapping[str, Any]) -> Array:
     if about["dtype"] not in _DTYPES:
         raise ValueError(
-            f"load_safetensors: tensor {name!r} of {path} should be of one of the types {', '.join(_DTYPES)}, got "
+            f"load_safetensors: tensor {shown(name)} of {path} should be of one of the types {', '.join(_DTYPES)}, got "
             f"{about['dtype']}; convert it first, to F32 say"
         )
     return np.frombuffer(about["data"], np.dtype(_DTYPES[about["dtype"]])).reshape(about["shape"])
@@ -85,12 +86,12 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -
     from safetensors.numpy import save
 
     path = Path(path)
-    arrays = {name: as_numpy("save_safetensors", f"tensor {name!r}", tensor) for name, tensor in tensors.items()}
+    arrays = {name: as_numpy("save_safetensors", f"tensor {shown(name)}", tensor) for name, tensor in tensors.items()}
     known = {np.dtype(dtype) for dtype in _DTYPES.values()}
     for name, array in arrays.items():
         if array.dtype not in known:
             raise ValueError(
-                f"save_safetensors: tensor {name!r} is {array.dtype}, which cannot be saved; convert it first"
+                f"save_safetensors: tensor {shown(name)} is {array.dtype}, which cannot be saved; convert it first"
             )
     data = save({name: np.array(array, order="C") for name, array in arrays.items()})
     draft = draft_of(path)
@@ -124,7 +125,9 @@ def load_pytorch(path: str | os.PathLike[str]) -> dict[str, Array]:
     path = Path(path)
     _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in the file; it is an error, or it does not matter
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file leads to
         raise ValueError(f"load_pytorch: {path} {_why_not(error)}") from error
     if not isinstance(loaded, Mapping):
@@ -160,22 +163,33 @@ def _read(where: str, path: Path) -> bytes:
 
 
 def _check_archive(path: Path) -> None:
-    """PyTorch stores what it writes as it is; a small file that swells to fill the memory is none of its own."""
+    """PyTorch stores what it writes as it is: a small file that swells to fill the memory is none of its own.
+
+    Its checksums are looked at as well, which PyTorch does not do: a bit that fell over would be a wrong weight.
+    """
     try:
         size = path.stat().st_size
         path.open("rb").close()
+    except OSError as error:
+        raise type(error)(f"load_pytorch: {path} cannot be read ({reason(error)}); check the path") from error
+    try:
         if not zipfile.is_zipfile(path):
             return  # PyTorch's older format, or damaged: it will say
         with zipfile.ZipFile(path) as archive:
             files = archive.infolist()
-    except OSError as error:
-        raise type(error)(f"load_pytorch: {path} cannot be read ({reason(error)}); check the path") from error
+            swells = any(f.compress_type != zipfile.ZIP_STORED for f in files) or sum(f.file_size for f in files) > size
+            damaged = None if swells else archive.testzip()
     except Exception as error:  # of damaged archives
         raise ValueError(f"load_pytorch: {path} is damaged ({reason(error)}); fetch it again") from error
-    if any(file.compress_type != zipfile.ZIP_STORED for file in files) or sum(f.file_size for f in files) > size:
+    if swells:
         raise ValueError(
             f"load_pytorch: {path} is compressed, as no file of torch.save is, and was not opened; ask for one that "
             "is not"
+        )
+    if damaged is not None:
+        raise ValueError(
+            f"load_pytorch: {path} is damaged (the checksum of {shown(damaged)}); fetch it again, or write it again if "
+            "it was with torch.serialization.set_crc32_options(False)"
         )
 
 
@@ -198,7 +212,7 @@ def _tensors(torch: Any, path: Path, loaded: Mapping[Any, Any]) -> list[tuple[st
     def visit(prefix: str, mapping: Mapping[Any, Any]) -> None:
         if id(mapping) in seen or prefix.count(".") > 100:
             raise ValueError(
-                f"load_pytorch: {path} holds a mapping within itself, {prefix!r}; ask for a plain state_dict"
+                f"load_pytorch: {path} holds a mapping within itself, {shown(prefix)}; ask for a plain state_dict"
             )
         seen.add(id(mapping))
         for name, value in mapping.items():
@@ -216,7 +230,7 @@ def _plain(torch: Any, path: Path, name: str, tensor: Any) -> Array:
     is_plain = tensor.layout is torch.strided and not tensor.is_meta
     if is_plain and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(
-            f"load_pytorch: tensor {name!r} of {path} has more elements, {list(tensor.shape)}, than the file holds for "
-            "it; ask for one that is written out"
+            f"load_pytorch: tensor {shown(name)} of {path} has more elements, {list(tensor.shape)}, than the file "
+            "holds for it; ask for one that is written out"
         )
-    return as_numpy("load_pytorch", f"tensor {name!r} of {path}", tensor)
+    return as_numpy("load_pytorch", f"tensor {shown(name)} of {path}", tensor)

@@ -107,7 +107,7 @@ def _checked(where: str, cell: RecurrentCell, params: Any, path: str) -> dict[st
     if set(expected) != set(params):
         raise ValueError(f"{where}: {path} should have {sorted(expected)}, got {sorted(params)}; {remedy}")
     for name, leaf in expected.items():
-        if tuple(params[name].shape) != leaf.shape:
+        if np.shape(params[name]) != leaf.shape:
             raise ValueError(
                 f"{where}: {path}[{name!r}] should be {list(leaf.shape)}, got {checks.describe(params[name])}; {remedy}"
             )

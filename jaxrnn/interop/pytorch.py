@@ -16,7 +16,7 @@ from jaxrnn.cells.gated import GRU, LSTM, gru, lstm
 from jaxrnn.cells.simple import Elman, elman
 from jaxrnn.interop.files import load
 from jaxrnn.interop.nets import TANH, Imported, Layer, Part, both_ways, one_upon_another, refuse_peepholes, taken_apart
-from jaxrnn.interop.tensors import Array, Tensors, added, to_jax
+from jaxrnn.interop.tensors import Array, Tensors, added, shown, to_jax
 from jaxrnn.sequence.directions import concatenate
 from jaxrnn.types import Cell, Params, SequenceLayer
 
@@ -81,8 +81,8 @@ def from_pytorch(
 
 def _said_by(module: Any, prefix: str, kind: str | None, nonlinearity: str) -> tuple[str | None, str]:
     """What a module says of itself that its state_dict does not."""
-    if prefix and hasattr(module, "get_submodule"):
-        module = module.get_submodule(prefix.removesuffix("."))
+    for name in filter(None, prefix.split(".")):
+        module = getattr(module, name, None)
     mode = getattr(module, "mode", None)  # "LSTM", "GRU", "RNN_TANH", "RNN_RELU"
     if isinstance(mode, str):
         return kind or mode.lower().partition("_")[0], "relu" if mode == "RNN_RELU" else "tanh"
@@ -127,7 +127,7 @@ class _Names(NamedTuple):
 def _nothing_there(source: Mapping[str, Any], prefix: str) -> str:
     where = f"under the prefix {prefix.removesuffix('.')!r}" if prefix else "at its top"
     found = sorted({m[1] for m in (re.fullmatch(r"(.*?)\.?weight_hh(_l0)?", str(name)) for name in source) if m})
-    others = f", but under {', '.join(map(repr, found[:5]))}" if found else ", nor anywhere else in it"
+    others = f", but under {', '.join(map(shown, found[:5]))}" if found else ", nor anywhere else in it"
     return f"source has no recurrent net {where}{others}"
 
 

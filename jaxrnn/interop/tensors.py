@@ -15,6 +15,7 @@ from jaxrnn.types import Tree
 
 Array = np.ndarray[Any, Any]
 
+_LONGEST = 100
 COMPUTABLE = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -38,7 +39,7 @@ class Tensors:
     def shape(self, name: str, letters: str) -> tuple[int, ...]:
         """The shape of a tensor with as many dimensions as letters, "[4H, D]"."""
         array = self._array(name, letters, None)
-        if array.ndim != letters.count(",") + 1:
+        if array.ndim != letters.count(",") + 1 or 0 in array.shape:
             raise self._misshapen(name, letters, None, array)
         return array.shape
 
@@ -94,11 +95,16 @@ class Tensors:
         )
 
     def _name(self, name: str) -> str:
-        return f"tensor {self.prefix + name!r}"
+        return f"tensor {shown(self.prefix + name)}"
 
 
 def _sizes(letters: str, shape: tuple[int, ...] | None) -> str:
     return letters if shape is None else f"{letters} = {list(shape)}"
+
+
+def shown(name: str) -> str:
+    """A name as it is quoted; a stranger's file may have names of any length."""
+    return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
 
 
 def described(tensor: Any) -> str:

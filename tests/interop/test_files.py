@@ -213,6 +213,27 @@ def test_damaged_files_of_pytorch_are_one_sentence(torch, pt):
     sentence(pt, r"should hold a mapping of names to tensors, got a list; write it with torch.save\(module.state_dict")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_changed_bytes_in_a_file_of_pytorch_are_one_sentence_or_harmless(zipped, torch, pt):
+    torch.save(torch.nn.GRU(1, 1).state_dict(), pt, _use_new_zipfile_serialization=zipped)
+    whole, rng = pt.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.integers(min(len(data), 900))] = rng.integers(256)
+        pt.write_bytes(data)
+        try:
+            interop.load_pytorch(pt)
+        except ValueError as error:
+            assert str(error).startswith("load_pytorch: ") and "\n" not in str(error)
+
+
+def test_a_bit_that_fell_over_in_a_weight_is_found(torch, pt):
+    torch.save({"a": torch.ones(1000)}, pt)
+    data = pt.read_bytes()
+    pt.write_bytes(data.replace(np.ones(1000, "float32").tobytes(), np.r_[np.ones(999), 2].astype("float32").tobytes()))
+    sentence(pt, r"is damaged \(the checksum of '\w+/data/0'\); fetch it again")
+
+
 def test_small_files_of_pytorch_do_not_swell(torch, pt):
     """Strides of 0, a compressed archive, a mapping within itself: each would fill the memory, or the stack."""
     torch.save({"a": torch.ones(1).expand(10**12)}, pt)

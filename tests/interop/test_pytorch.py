@@ -155,6 +155,8 @@ f32 = lambda *shape: np.zeros(shape, np.float32)
             {},
             r"'weight_hh_l0' is float64, for which JAX needs 64-bit mode; pass dtype=jnp.float32",
         ),
+        (with_("weight_hh_l0", f32(0, 0)), {}, r"'weight_hh_l0' should be \[G\*H, H\], got float32\[0,0\]"),
+        (with_("x" * 10**6, f32(2)), {}, r"tensor '(x{100})\.\.\.', float32\[2\], is no tensor of"),
         (without(), {"prefix": "enc"}, r"no recurrent net under the prefix 'enc', but under ''"),
         ({f"a.b.{k}": v for k, v in without().items()}, {}, r"no recurrent net at its top, but under 'a.b'; hand"),
         ({}, {}, r"no recurrent net at its top, nor anywhere else in it"),
