@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxrnn.cells.base import Stateless
 from jaxrnn.cells.held import FromModule, Held
+from jaxrnn.pickling import packed
 from jaxrnn.types import Cell, Key, Params, State, Tree
 
 
@@ -59,6 +60,10 @@ class NNXModule(FromModule):
     @property
     def first(self) -> Params:
         return self.weights.tree
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind, (_, *others) = super().__reduce__()
+        return kind, (packed(self.graph), *others)
 
     def module(self, params: Params, key: Key | None) -> Any:
         """The module with these weights, to be called once: in evaluation without a key, in training with one."""

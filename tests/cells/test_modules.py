@@ -1,5 +1,6 @@
 """Modules of NNX and Equinox as cells, beside the modules themselves in a plain Python loop."""
 
+import pickle
 import subprocess
 import sys
 
@@ -75,6 +76,14 @@ def test_an_nnx_module_draws_from_the_step_s_key_alone():
 def test_cells_of_equal_modules_are_the_same_and_of_others_not():
     a, b, c = (rnn.recurrent(nnx_cell(nnx.GRUCell, seed)) for seed in (0, 0, 1))
     assert a == b and hash(a) == hash(b) and a != c and rnn.layer(nnx.Linear(2, 2, rngs=nnx.Rngs(0))) != a
+
+
+def test_a_pickled_cell_is_the_same():
+    for cell in (
+        rnn.recurrent(nnx_cell(nnx.LSTMCell)),
+        rnn.layer(nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)), nnx.relu)),
+    ):
+        assert pickle.loads(pickle.dumps(cell)) == cell
 
 
 def test_what_is_changed_in_the_module_later_does_not_change_the_cell():
@@ -155,6 +164,7 @@ def test_an_equinox_cell_computes_what_it_did(kind, bias, eqx):
     for name, grad in ours.items():
         np.testing.assert_allclose(grad, getattr(theirs, name), rtol=1e-4, atol=1e-6)
     assert cell == rnn.recurrent(module) and hash(cell) == hash(rnn.recurrent(module))
+    assert pickle.loads(pickle.dumps(cell)) == cell
 
 
 def test_equinox_layers_draw_for_each_example(eqx):

@@ -227,7 +227,7 @@ def test_changed_bytes_in_a_file_of_pytorch_are_one_sentence_or_harmless(zipped,
             assert str(error).startswith("load_pytorch: ") and "\n" not in str(error)
 
 
-def test_a_bit_that_fell_over_in_a_weight_is_found(torch, pt):
+def test_a_bit_that_fell_over_in_a_weight_of_pytorch_s_is_found(torch, pt):
     torch.save({"a": torch.ones(1000)}, pt)
     data = pt.read_bytes()
     pt.write_bytes(data.replace(np.ones(1000, "float32").tobytes(), np.r_[np.ones(999), 2].astype("float32").tobytes()))
