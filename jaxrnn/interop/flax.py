@@ -31,7 +31,7 @@ def from_flax(params: Mapping[str, Any], *, activation: Any = jnp.tanh, dtype: A
     default, `recurrent(module)` keeps the module as it is.
     Raises: ValueError, naming the array, for one that is missing, of another shape or dtype, or left over.
     """
-    tensors = Tensors("from_flax", flattened(params, "/"), _LINEN, dtype=dtype)
+    tensors = Tensors("from_flax", flattened("from_flax", params), _LINEN, dtype=dtype)
     if "hf/kernel" in tensors and "hi/kernel" in tensors:
         kernels, biases = ("ifgo", "i"), "h"
     elif "hr/kernel" in tensors:

@@ -35,7 +35,7 @@ def from_haiku(params: Mapping[str, Any], prefix: str, *, kind: str | None = Non
     Raises: ValueError, naming the array, for one that is missing, of another shape or dtype, or left over.
     """
     prefix = f"{prefix.removesuffix('/')}/"
-    flat = flattened(params, "/")
+    flat = flattened("from_haiku", params)
     tensors = Tensors("from_haiku", flat, _REMEDY, prefix, dtype)
     kind = kind or next((kind for kind, mark in _MARKS.items() if mark in tensors), None)
     if kind is None:

@@ -56,6 +56,8 @@ def from_keras(source: Any, *, activation: Any = jnp.tanh, reset_after: bool = T
     if isinstance(source, (list, tuple)) and source and all(hasattr(a, "shape") for a in source):
         return _from_arrays(list(source), activation, reset_after, dtype)
     layers = source if isinstance(source, (list, tuple)) else getattr(source, "layers", None) or [source]
+    if not layers:
+        raise ValueError(f"from_keras: source should be layers or arrays, got an empty list; {_REMEDY}")
     return one_upon_another([_layer(layer, dtype) for layer in layers])
 
 
@@ -109,14 +111,16 @@ def _one_way(layer: Any, prefix: str, backwards: bool, dtype: Any) -> Imported:
 
 def _activation(layer: Any, kind: str, config: dict[str, Any]) -> Any:
     """That of a SimpleRNN; the others' must be the usual ones."""
-    name = config["activation"]
+    name, gates = (config.get(n) for n in ("activation", "recurrent_activation"))  # of a user's own function, a dict
+    if not isinstance(name, str):
+        name = "a function of its own"
     if kind == "SimpleRNN" and name in ACTIVATIONS:
         return ACTIVATIONS[name]
-    if kind == "SimpleRNN" or (name, config["recurrent_activation"]) != ("tanh", "sigmoid"):
+    if kind == "SimpleRNN" or (name, gates) != ("tanh", "sigmoid"):
         wanted = f"one of {', '.join(ACTIVATIONS)}" if kind == "SimpleRNN" else "tanh, and sigmoid for its gates"
         raise ValueError(
-            f"from_keras: {layer.name} should have the activation {wanted}, got {name!r} and "
-            f"{config.get('recurrent_activation')!r}; ours has no other"
+            f"from_keras: {layer.name} should have the activation {wanted}, got {name!r}"
+            f"{'' if kind == 'SimpleRNN' else f' and {gates!r}'}; ours has no other"
         )
     return jnp.tanh
 

@@ -136,12 +136,14 @@ def _from_torch(torch: Any, where: str, name: str, tensor: Any) -> Array:
     return tensor.numpy()
 
 
-def flattened(tree: Mapping[Any, Any], separator: str) -> dict[str, Any]:
-    """Nested mappings as one: {"a": {"b": 1}} is {"a.b": 1}."""
+def flattened(where: str, params: Any) -> dict[str, Any]:
+    """Nested mappings as one: {"a": {"b": 1}} is {"a/b": 1}."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"{where}: params should be a dict of arrays by name, got a {type(params).__name__}")
     flat: dict[str, Any] = {}
-    for name, value in tree.items():
+    for name, value in params.items():
         if isinstance(value, Mapping):
-            flat |= {f"{name}{separator}{rest}": leaf for rest, leaf in flattened(value, separator).items()}
+            flat |= {f"{name}/{rest}": leaf for rest, leaf in flattened(where, value).items()}
         else:
             flat[str(name)] = value
     return flat

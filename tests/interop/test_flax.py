@@ -96,6 +96,10 @@ LSTM = interop.to_flax(rnn.lstm(H), rnn.lstm(H).init(jax.random.key(0), jnp.zero
             r"params should be those of a known RNN cell, got \['params'\]; hand over",
         ),
         (
+            lambda: interop.from_flax(nn.LSTMCell(H)),
+            r"from_flax: params should be a dict of arrays by name, got a LSTMCell",
+        ),
+        (
             lambda: interop.from_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0))),
             r"from_nnx: module should be a known RNN cell of NNX, got Linear",
         ),

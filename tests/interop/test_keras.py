@@ -84,6 +84,8 @@ def test_bad_arrays_are_one_clear_sentence(arrays, complaint):
 def test_what_is_no_layer_is_one_clear_sentence():
     with pytest.raises(TypeError, match="source should be made of SimpleRNN, LSTM, GRU and Bidirectional, got object"):
         interop.from_keras(object())
+    with pytest.raises(ValueError, match="source should be layers or arrays, got an empty list"):
+        interop.from_keras([])
     with pytest.raises(ValueError, match="params has a projection"):
         net = rnn.lstm(H, projection=2)
         interop.to_keras(net, net.init(jax.random.key(0), jnp.zeros(D)))
@@ -172,6 +174,7 @@ def test_options_of_keras_that_ours_have_not_are_one_clear_sentence(keras):
         (layer.LSTM(2), r"from_keras: lstm\w* has no weights yet; call it on an input"),
         (layer.LSTM(2, activation="relu"), r"should have the activation tanh, and sigmoid for its gates, got 'relu'"),
         (layer.SimpleRNN(2, activation="softmax"), r"should have the activation one of tanh, relu, .* got 'softmax'"),
+        (layer.SimpleRNN(2, activation=lambda a: a), r"one of tanh, relu, .* got 'a function of its own'; ours"),
         (layer.GRU(2, go_backwards=True), r"gru\w* should read forwards, but its go_backwards is True; use unroll"),
         (layer.Bidirectional(layer.GRU(2), merge_mode=None), r"merge_mode concat, sum, mul, ave, got None; convert"),
         (layer.Dense(2), r"source should be made of SimpleRNN, LSTM, GRU and Bidirectional, got Dense"),
