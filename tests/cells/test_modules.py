@@ -49,7 +49,7 @@ def test_gradients_of_an_nnx_cell_are_those_that_nnx_finds():
         node = ours
         for name in path:
             node = node[name]
-        np.testing.assert_allclose(node, variable.get_value(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(node, variable.get_value(), rtol=1e-5, atol=1e-5)
 
 
 def test_nnx_layers_within_a_net():
@@ -162,7 +162,7 @@ def test_an_equinox_cell_computes_what_it_did(kind, bias, eqx):
     zeros = cell.initial_state(params, (B,))
     theirs = eqx.filter_jit(eqx.filter_grad(lambda module: loss(by_equinox(module, zeros, XS)[1])))(module)
     for name, grad in ours.items():
-        np.testing.assert_allclose(grad, getattr(theirs, name), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(grad, getattr(theirs, name), rtol=1e-5, atol=1e-5)
     assert cell == rnn.recurrent(module) and hash(cell) == hash(rnn.recurrent(module))
     assert pickle.loads(pickle.dumps(cell)) == cell
 

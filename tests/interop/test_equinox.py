@@ -30,7 +30,7 @@ def test_cells_of_equinox_values_and_gradients_there_and_back(kind, bias, eqx):
     np.testing.assert_allclose(ours, value, rtol=1e-5)
     back = interop.to_equinox(net, found)
     for name, grad in grads.items():
-        np.testing.assert_allclose(getattr(back, name), grad, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(getattr(back, name), grad, rtol=1e-5, atol=1e-5)
     assert eqx.tree_equal(interop.to_equinox(net, params), module)
 
 

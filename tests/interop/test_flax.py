@@ -62,7 +62,7 @@ def test_nnx_cells_values_and_gradients_there_and_back(name):
     back = interop.to_nnx(net, found)
     their_grads = nnx.grad(lambda m: jnp.sum(jnp.sin(nnx.RNN(m, time_major=True)(jnp.asarray(XS)))))(again)
     for (_, a), (_, b) in zip(nnx.to_flat_state(nnx.state(back)), nnx.to_flat_state(their_grads), strict=True):
-        np.testing.assert_allclose(a.get_value(), b.get_value(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a.get_value(), b.get_value(), rtol=1e-5, atol=1e-5)
 
 
 def test_other_dtypes_and_activations():

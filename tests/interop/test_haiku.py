@@ -139,6 +139,6 @@ def test_cores_of_haiku_values_and_gradients_there_and_back(kind, lenient):
     moved_by = jax.tree.map(lambda a, b: a - b, back, zero)
     for module, arrays in moved_by.items():
         for name, grad in arrays.items():
-            np.testing.assert_allclose(grad, grads[module][name], rtol=1e-4, atol=1e-5, err_msg=f"{module}/{name}")
+            np.testing.assert_allclose(grad, grads[module][name], rtol=1e-5, atol=1e-5, err_msg=f"{module}/{name}")
     again = interop.from_haiku(interop.to_haiku(net, params, "core"), "core").params
     assert_close(again, params, 1e-6)

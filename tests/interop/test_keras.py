@@ -141,9 +141,9 @@ def test_layers_of_keras_values_and_gradients_there_and_back(kind, use_bias, mer
             if got.ndim == 2 and len(got) == 2 and kind == "GRU":  # of two biases that are added up, ours is one
                 expected, got = np.array(expected), np.array(got)
                 expected[1, : 2 * H] = got[1, : 2 * H] = 0
-            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     ys = np.asarray(unrolled(net, params, XS.astype("float32"))[1])
-    np.testing.assert_allclose(ys, np.swapaxes(layer(batch_major(XS)), 0, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ys, np.swapaxes(layer(batch_major(XS)), 0, 1), rtol=1e-5, atol=1e-5)
     other = made(keras, kind, use_bias, merge_mode)
     other.set_weights(interop.to_keras(net, params))
     np.testing.assert_allclose(other(batch_major(XS)), layer(batch_major(XS)), rtol=1e-5, atol=1e-6)
