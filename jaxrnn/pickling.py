@@ -8,9 +8,12 @@ class and those of its options that are not the default.
 from __future__ import annotations
 
 import functools
+import io
+import pickle
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
+from types import FunctionType
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +54,23 @@ def _portable(value: Any) -> Any:
         place = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         return _Rebuilt(_imported, *place) if _imported(*place) is value else value
     return value
+
+
+class _ByName(pickle.Pickler):
+    """Writes functions as the names under which they are imported, however deep within other objects they are."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, (type, FunctionType)) or not callable(value):
+            return NotImplemented  # pickle manages by itself
+        portable = _portable(value)
+        return portable.__reduce__() if isinstance(portable, _Rebuilt) else NotImplemented
+
+
+def packed(value: Any) -> Any:
+    """In place of an object that is not of our making, with such functions somewhere in it."""
+    buffer = io.BytesIO()
+    _ByName(buffer).dump(value)
+    return _Rebuilt(pickle.loads, buffer.getvalue())
 
 
 def _options(module: nn.Module) -> dict[str, Any]:

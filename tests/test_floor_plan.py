@@ -9,7 +9,8 @@ import jaxrnn
 
 FLOORS = """
 types pickling checks trees guards meshes inference
-cells.base cells.simple cells.gated cells.layers cells.linear cells.diagonal cells.selective cells.xlstm
+cells.base cells.simple cells.gated cells.held cells.nnx_modules cells.equinox_modules cells.layers cells.linear
+cells.diagonal cells.selective cells.xlstm
 cells.elementwise cells.convolutional cells.normalisation cells.oscillating cells
 combinators.stacking combinators.noise combinators.masking combinators.feedback combinators
 engine.rules engine.ir engine.evaluate engine.rewrites engine.copies engine.minimum_cut engine.placement engine.loop
@@ -34,6 +35,8 @@ graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.sv
 graphs.drawing graphs
 analysis.operations analysis.communication analysis.timing analysis.memory analysis.explanation analysis.gradients
 analysis.flow analysis.dynamics analysis.learners analysis
+interop.tensors interop.nets interop.files interop.pytorch interop.keras interop.haiku interop.flax interop.equinox
+interop
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent

@@ -14,6 +14,7 @@ GIVEN = {
     rnn.analysis.plan: scans.Plans,
     rnn.graphs.draw: rnn.graphs.Drawing,
     rnn.graphs.unrolled: rnn.graphs.Unrolled,
+    rnn.interop.from_pytorch: rnn.interop.Imported,
     rnn.training.create: rnn.training.TrainState,
 }
 

@@ -83,6 +83,14 @@ assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learne
 sizes = [rnn.analysis.temp_bytes(last_state(scan), weights) for scan in scans.values()]
 assert sizes[0] > 5 * sizes[1] and sizes[2] <= 2 * 2**20, sizes
 """,
+    "Other people's weights": """
+import numpy as np
+np.testing.assert_array_equal(ys, rnn.unroll(encoder, params, xs)[1])
+assert sorted(state_dict)[0] == "encoder.bias_hh_l0" and len(state_dict) == 16 and ys.shape == (100, 8, 64)
+kept_ys, our_ys = (rnn.unroll(cell, w, xs)[1] for cell, w in ((kept, kept.init(None, xs[0])), (ours, weights)))
+np.testing.assert_allclose(kept_ys, our_ys, rtol=1e-4, atol=1e-5)
+assert [a.shape for a in for_keras] == [(16, 96), (32, 96), (2, 96)]
+""",
     "Graphs": """
 import pathlib
 assert ys.shape == (100, 8, 10) and copies.critical_path[-1] == ("y", 5)

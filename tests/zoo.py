@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 
 import jaxrnn as rnn
@@ -87,10 +88,14 @@ CELLS = {
     "lstm_all": lambda t: rnn.lstm(H, peephole=True, projection=3, dtype=t, learn_initial_state=True),
     "gru": lambda t: rnn.gru(H, dtype=t),
     "gru_before": lambda t: rnn.gru(H, reset="before", dtype=t, learn_initial_state=True),
+    "gru_no_bias": lambda t: rnn.gru(H, bias=False, dtype=t),
     "mgu": lambda t: rnn.mgu(H, dtype=t),
     "layer": lambda t: rnn.layer(nn.Dense(H, dtype=t, param_dtype=t)),
     "flax_lstm": lambda t: rnn.recurrent(nn.OptimizedLSTMCell(H, dtype=t, param_dtype=t, recurrent_kernel_init=NORMAL)),
     "flax_gru": lambda t: rnn.recurrent(nn.GRUCell(H, dtype=t, param_dtype=t, recurrent_kernel_init=NORMAL)),
+    "nnx_gru": lambda t: rnn.recurrent(
+        nnx.GRUCell(D, H, dtype=t, param_dtype=t, recurrent_kernel_init=NORMAL, rngs=nnx.Rngs(0))
+    ),
     "lift": lambda t: rnn.lift(jnp.tanh),
     "stack": lambda t: rnn.stack(
         rnn.layer(nn.Dense(H, dtype=t, param_dtype=t)), rnn.lstm(H, dtype=t), rnn.lift(jnp.tanh), rnn.gru(2, dtype=t)

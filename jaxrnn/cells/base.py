@@ -41,10 +41,10 @@ def recurrent_weights(key: Key, size: int, gates: int, dtype: Any, rows: int | N
     return jnp.concatenate(blocks, axis=-1).astype(dtype)
 
 
-def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
-    """x W + b for any leading dimensions of x; computed in the dtype of the weights."""
+def affine(x: jax.Array, weights: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x W + b, or x W, for any leading dimensions of x; computed in the dtype of the weights."""
     product = jnp.dot(x.astype(weights.dtype), weights)
-    return product + jnp.broadcast_to(bias, product.shape)
+    return product if bias is None else product + jnp.broadcast_to(bias, product.shape)
 
 
 def blocks(values: jax.Array, count: int) -> list[jax.Array]:
@@ -77,6 +77,14 @@ class Definition(Picklable, ABC):
 
     def begin(self, params: Params, key: Key) -> Params:
         return nothing_to_draw(params, key)
+
+
+class Stateless(Definition):
+    """What all cells without memory have in common."""
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...]) -> State:
+        del params, batch_shape
+        return ()
 
 
 class WithoutParameters(Definition):

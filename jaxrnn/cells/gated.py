@@ -31,6 +31,7 @@ def lstm(
     *,
     peephole: bool = False,
     projection: int | None = None,
+    bias: bool = True,
     dtype: Any = jnp.float32,
     learn_initial_state: bool = False,
 ) -> Cell:
@@ -42,11 +43,12 @@ def lstm(
 
     `peephole` lets the gates see the memory: i and f gain p_i * c_tm1 and p_f * c_tm1, o gains
     p_o * c_t. `projection=P` makes the output smaller than the memory: h_t = (s(o) * tanh(c_t)) R.
+    `bias=False` leaves out b.
     Parameters U [D, 4H], W [H, 4H] (orthogonal per gate), b [4H] (1 for the forget gate, Gers et
     al. 2000), with the options also p [3, H], R [H, P] (then W is [P, 4H]) and initial_state.
     Gate order i, f, g, o as in PyTorch and Flax (Haiku: i, g, f, o).
     Cost: 8 H (D + H) FLOPs per step and example; about 12H numbers kept per step by `lax.scan`.
-    Raises: ValueError or TypeError at construction for a bad size, projection or dtype.
+    Raises: ValueError or TypeError at construction for a bad size, projection, bias or dtype.
     Hochreiter and Schmidhuber 1997; Gers et al. 2002 (peepholes); Sak et al. 2014 (projection).
 
     >>> cell, x = lstm(4), jnp.ones((2, 3))  # 4 units; one step's input of 2 sequences, 3 features each
@@ -60,13 +62,15 @@ def lstm(
     size = checks.positive_int("lstm", "size", size)
     dtype = checks.float_dtype("lstm", dtype)
     projection = None if projection is None else checks.positive_int("lstm", "projection", projection)
-    return LSTM(size, dtype, learn_initial_state, peephole, projection).cell
+    checks.one_of("lstm", "bias", bias, (True, False))
+    return LSTM(size, dtype, learn_initial_state, peephole, projection, bias).cell
 
 
 @dataclass(frozen=True)
 class LSTM(RecurrentCell):
     peephole: bool
     projection: int | None
+    bias: bool = True
     name: ClassVar[str] = "lstm"
 
     @property
@@ -83,12 +87,12 @@ class LSTM(RecurrentCell):
 
     def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent, k_peephole, k_projection = jax.random.split(key, 4)
-        forget = jnp.arange(4 * self.size) // self.size == 1
         params = {
             "U": input_weights(k_input, x, 4 * self.size, self.dtype, "lstm"),
             "W": recurrent_weights(k_recurrent, self.size, 4, self.dtype, rows=self.outputs),
-            "b": forget.astype(self.dtype),
         }
+        if self.bias:
+            params["b"] = (jnp.arange(4 * self.size) // self.size == 1).astype(self.dtype)
         if self.peephole:
             params["p"] = (0.1 * jax.random.normal(k_peephole, (3, self.size))).astype(self.dtype)
         if self.projection is not None:
@@ -97,7 +101,7 @@ class LSTM(RecurrentCell):
 
     def equations(self, params: Params, state: LSTMState, x: jax.Array) -> tuple[State, jax.Array]:
         h_tm1, c_tm1 = state
-        from_x = blocks(affine(x, params["U"], params["b"]), 4)
+        from_x = blocks(affine(x, params["U"], params["b"] if self.bias else None), 4)
         from_h = blocks(jnp.dot(h_tm1, params["W"]), 4)
         i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
         if self.peephole:
@@ -119,6 +123,7 @@ def gru(
     size: int,
     *,
     reset: str = "after",
+    bias: bool = True,
     dtype: Any = jnp.float32,
     learn_initial_state: bool = False,
 ) -> Cell:
@@ -133,20 +138,22 @@ def gru(
     formula of the paper and of Haiku, in two.
     Parameters U [D, 3H] and b [3H] (gate order r, z, n); for "after" W [H, 3H] with W_n in its last
     block and c_n [H], for "before" W [H, 2H] and W_n [H, H] (orthogonal per gate); and initial_state
-    [H] if it is learned.
+    [H] if it is learned. `bias=False` leaves out b and c_n.
     Cost: 6 H (D + H) FLOPs per step and example; about 7H numbers kept per step by `lax.scan`.
-    Raises: ValueError or TypeError at construction for a bad size, reset or dtype.
+    Raises: ValueError or TypeError at construction for a bad size, reset, bias or dtype.
     Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder".
     """
     size = checks.positive_int("gru", "size", size)
     dtype = checks.float_dtype("gru", dtype)
     checks.one_of("gru", "reset", reset, ("after", "before"))
-    return GRU(size, dtype, learn_initial_state, reset).cell
+    checks.one_of("gru", "bias", bias, (True, False))
+    return GRU(size, dtype, learn_initial_state, reset, bias).cell
 
 
 @dataclass(frozen=True)
 class GRU(RecurrentCell):
     reset: str
+    bias: bool = True
     name: ClassVar[str] = "gru"
 
     @property
@@ -157,18 +164,26 @@ class GRU(RecurrentCell):
         k_input, k_recurrent = jax.random.split(key)
         size, dtype = self.size, self.dtype
         recurrent = recurrent_weights(k_recurrent, size, 3, dtype)
-        params = {"U": input_weights(k_input, x, 3 * size, dtype, "gru"), "b": jnp.zeros((3 * size,), dtype)}
+        params = {"U": input_weights(k_input, x, 3 * size, dtype, "gru")}
         if self.reset == "after":
-            return params | {"W": recurrent, "c_n": jnp.zeros((size,), dtype)}
-        return params | {"W": recurrent[:, : 2 * size], "W_n": recurrent[:, 2 * size :]}
+            params |= {"W": recurrent}
+        else:
+            params |= {"W": recurrent[:, : 2 * size], "W_n": recurrent[:, 2 * size :]}
+        if self.bias:
+            params |= {"b": jnp.zeros((3 * size,), dtype)}
+        if self.bias and self.reset == "after":
+            params |= {"c_n": jnp.zeros((size,), dtype)}
+        return params
 
     def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
         after = self.reset == "after"
-        r_x, z_x, n_x = blocks(affine(x, params["U"], params["b"]), 3)
+        r_x, z_x, n_x = blocks(affine(x, params["U"], params["b"] if self.bias else None), 3)
         r_h, z_h, *n_h = blocks(jnp.dot(h_tm1, params["W"]), 3 if after else 2)
         r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
-        if after:
+        if after and self.bias:
             past = r * (n_h[0] + jnp.broadcast_to(params["c_n"], r.shape))
+        elif after:
+            past = r * n_h[0]
         else:
             past = jnp.dot(r * h_tm1, params["W_n"])
         n = jnp.tanh(n_x + past)

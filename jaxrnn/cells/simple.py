@@ -32,6 +32,7 @@ def elman(
     size: int,
     *,
     activation: Activation = jnp.tanh,
+    bias: bool = True,
     dtype: Any = jnp.float32,
     learn_initial_state: bool = False,
 ) -> Cell:
@@ -39,10 +40,11 @@ def elman(
 
         h_t = f(U x_t + W h_tm1 + b),    y_t = h_t
 
-    Parameters U [D, H], W [H, H] (orthogonal), b [H], and initial_state [H] if it is learned.
+    Parameters U [D, H], W [H, H] (orthogonal), b [H] (not with `bias=False`), and initial_state [H] if it
+    is learned.
     Cost: 2 H (D + H) FLOPs per step and example; the backward pass keeps h_t and the activation's
     derivative, 2H numbers per step.
-    Raises: ValueError or TypeError at construction for a bad size, dtype or activation.
+    Raises: ValueError or TypeError at construction for a bad size, dtype, activation or bias.
     Elman 1990, "Finding structure in time".
 
     >>> cell = elman(1, activation=lambda a: a)
@@ -53,24 +55,27 @@ def elman(
     size = checks.positive_int("elman", "size", size)
     dtype = checks.float_dtype("elman", dtype)
     activation = _activation("elman", "activation", activation)
-    return Elman(size, dtype, learn_initial_state, activation).cell
+    checks.one_of("elman", "bias", bias, (True, False))
+    return Elman(size, dtype, learn_initial_state, activation, bias).cell
 
 
 @dataclass(frozen=True)
 class Elman(RecurrentCell):
     activation: Activation
+    bias: bool = True
     name: ClassVar[str] = "elman"
 
     def weights(self, key: Key, x: Any) -> dict[str, Any]:
         k_input, k_recurrent = jax.random.split(key)
-        return {
+        params = {
             "U": input_weights(k_input, x, self.size, self.dtype, "elman"),
             "W": recurrent_weights(k_recurrent, self.size, 1, self.dtype),
-            "b": jnp.zeros((self.size,), self.dtype),
         }
+        return params | {"b": jnp.zeros((self.size,), self.dtype)} if self.bias else params
 
     def equations(self, params: Params, h_tm1: jax.Array, x: jax.Array) -> tuple[State, jax.Array]:
-        h = self.activation(affine(x, params["U"], params["b"]) + jnp.dot(h_tm1, params["W"]))
+        from_x = affine(x, params["U"], params["b"] if self.bias else None)
+        h = self.activation(from_x + jnp.dot(h_tm1, params["W"]))
         return h, h
 
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import checks
-from jaxrnn.cells.layers import layer, lift, recurrent
+from jaxrnn.cells.layers import is_module, is_rnn_cell, layer, lift, recurrent
 from jaxrnn.pickling import Picklable
 from jaxrnn.types import Cell, SequenceLayer, Tree
 
@@ -87,8 +86,8 @@ def vertex(name: str, stated: Any) -> Vertex:
         raise TypeError(f"{where}: combine must be a function of the sources' values, got {combine!r}")
     if isinstance(what, Cell):
         return Vertex(what, sources, combine, False)
-    if isinstance(what, nn.Module):
-        wrap = recurrent if isinstance(what, nn.RNNCellBase) else layer
+    if is_module(what):
+        wrap = recurrent if is_rnn_cell(what) else layer
         return Vertex(wrap(what), sources, combine, False)
     if not callable(what) or isinstance(what, type):
         got = type(what).__name__ if isinstance(what, SequenceLayer) else repr(what)

@@ -1,5 +1,7 @@
 """Each cell against something independent: Flax with the same weights, or a special case that it reduces to."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -136,6 +138,16 @@ def test_jordan_feeds_back_its_output(x64):
     assert_close(run(jordan, same, xs), run(elman, p, xs), 1e-14)
 
 
+@pytest.mark.parametrize("make", [rnn.elman, rnn.lstm, rnn.gru, partial(rnn.gru, reset="before")])
+def test_without_biases_is_with_biases_of_zero(make, x64):
+    bare, xs = make(H, bias=False, dtype=jnp.float64), sequence(3, (7, 2), jnp.float64)
+    p = made(bare)
+    full = jax.eval_shape(make(H, dtype=jnp.float64).init, jax.random.key(0), X)
+    zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in full.items() if name not in p}
+    assert set(zeros) and set(zeros) <= {"b", "c_n"}
+    assert_close(run(bare, p, xs), run(make(H, dtype=jnp.float64), {**p, **zeros}, xs), 1e-14)
+
+
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "gru_before", "mgu"])
 def test_recurrent_weights_are_orthogonal_per_gate(name, x64):
     params = CELLS[name](jnp.float64).init(jax.random.key(0), X)
@@ -164,7 +176,7 @@ def test_learned_initial_state_gets_a_gradient_and_serves_the_whole_batch():
 @pytest.mark.parametrize("name", CELLS)
 def test_parameters_cast_to_bfloat16_compute_in_bfloat16(name):
     cell = CELLS[name](jnp.float32)
-    layers = ("layer", "flax_lstm", "flax_gru", "stack", "graph", "dropout_sequence")
+    layers = ("layer", "flax_lstm", "flax_gru", "nnx_gru", "stack", "graph", "dropout_sequence")
     if name in (*layers, "running_mean", "lift", "residual", "scheduled_sampling"):
         pytest.skip("holds a layer whose own dtype option decides, or adds or keeps an input in the input's dtype")
     xs = jax.ShapeDtypeStruct((3, 2, D), jnp.float32)
@@ -186,6 +198,7 @@ def test_parameters_cast_to_bfloat16_compute_in_bfloat16(name):
         (lambda: rnn.elman(True), r"elman: size must be a whole number"),
         (lambda: rnn.gru(4, reset="between"), r"gru: reset must be one of 'after', 'before', got 'between'"),
         (lambda: rnn.lstm(4, projection=0), r"lstm: projection must be a whole number"),
+        (lambda: rnn.lstm(4, bias=None), r"lstm: bias must be one of True, False, got None"),
         (lambda: rnn.lstm(4, dtype=jnp.int32), r"lstm: dtype must be a floating-point dtype, got int32"),
         (lambda: rnn.lstm(4, dtype="quux"), r"lstm: dtype must be a dtype"),
         (lambda: rnn.lstm(4, dtype=jnp.float64), r"float64 needs 64-bit mode; call jax.config.update"),
