@@ -1,10 +1,10 @@
 """jaxrnn: write one time step as a pure function; unroll it, differentiate it, fit it in memory.
 
 What every program needs is here; the rest is in rooms: `jaxrnn.cells`, `jaxrnn.training`, `jaxrnn.online`,
-`jaxrnn.analysis`, `jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.sequence`.
+`jaxrnn.analysis`, `jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.sequence`, `jaxrnn.serving`.
 """
 
-from jaxrnn import analysis, cells, graphs, losses, online, sequence, training
+from jaxrnn import analysis, cells, graphs, losses, online, sequence, serving, training
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, layer, lift, lstm, mgu, recurrent
 from jaxrnn.combinators import (
     alongside,
@@ -88,6 +88,7 @@ __all__ = [
     "scan",
     "scheduled_sampling",
     "sequence",
+    "serving",
     "stack",
     "temperature",
     "top_k",

@@ -33,6 +33,8 @@ graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.sv
 graphs.drawing graphs
 analysis.operations analysis.timing analysis.memory analysis.explanation analysis.gradients analysis.flow
 analysis.dynamics analysis.learners analysis
+serving.layouts serving.weights serving.folders serving.programs serving.functions serving.saving serving.models
+serving.loading serving
 """.split()
 
 PACKAGE = Path(jaxrnn.__file__).parent
