@@ -44,6 +44,8 @@ from jaxrnn.sequence import (
 )
 from jaxrnn.types import Cell, Learner, Scan, SequenceLayer
 
+__version__ = "0.2.0"
+
 __all__ = [
     "Cell",
     "LSTMState",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import checks, trees
+from jaxrnn.engine import ir
 from jaxrnn.sequence.unrolling import unroll
 from jaxrnn.serving.programs import Signature
 from jaxrnn.training.files import reason
@@ -97,9 +98,10 @@ def _drawing(cell: Cell, types: Types, batch: tuple[Any, ...]) -> tuple[Types, F
 
 
 def _reads(fn: Callable[..., Any], args: Sequence[Tree], last: Tree) -> bool:
-    """Whether what fn gives depends on its last argument: what `jit` keeps of what it is given."""
-    kept = jax.export.export(jax.jit(fn))(*args).module_kept_var_idx
-    return len(jax.tree.leaves(args)) - len(jax.tree.leaves(last)) in kept
+    """Whether anything that fn gives depends on its last argument."""
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    found = ir.reached(jaxpr.eqns, jaxpr.invars[-len(jax.tree.leaves(last)) :])
+    return not found.isdisjoint(ir.variables(jaxpr.outvars))
 
 
 def _unrolled(cell: Cell, types: Types, scan: Scan) -> tuple[Types, Functions]:

@@ -49,10 +49,11 @@ def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Model
         raise damaged(place, f"its file {name} is missing")
     _check_64_bit(place, layouts)
     arrays = _weights(place, files["weights.npz"], params)
-    programs = {
-        name: Program(name, _deserialized(place, name, files[f"{name}.jax"], by), signature, layouts, batch)
-        for name, signature in signatures.items()
-    }
+    raw = {name: _deserialized(place, name, files[f"{name}.jax"], by) for name in signatures}
+    try:
+        programs = {name: Program(name, raw[name], signatures[name], layouts, batch) for name in signatures}
+    except _SYMPTOMS as error:
+        raise damaged(place, "its programs are not those of its file about.json") from error
     return Model(place, batch, about["config"], layouts, programs, weights.from_stored(params, arrays), arrays)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,7 +62,20 @@ def exported(
         return out if len(out) > 1 else out[0]
 
     arguments = [jax.eval_shape(partial(packed, name, layouts[name]), types[name]) for name in signature.takes]
-    return export.export(jax.jit(program, keep_unused=True), platforms=platforms)(*arguments)
+    with _without_places():
+        return export.export(jax.jit(program, keep_unused=True), platforms=platforms)(*arguments)
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Programs without the names of the source files that their operations came from: the same for the same cell."""
+    option = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 class Program:
@@ -88,6 +102,8 @@ class Program:
             for names in (signature.takes, signature.gives)
         ]
         self._in_axes, self._out_axes = axes
+        if [raw.in_tree.num_leaves, raw.out_tree.num_leaves] != list(map(len, axes)):
+            raise ValueError(f"{where}: the program takes {raw.in_tree} and gives {raw.out_tree}, other than it should")
         flat = lambda *arrays: jax.tree.leaves(self._call(arrays))
         self._run = flat if raw.has_vjp() else over_batches(flat, self._in_axes, self._out_axes)
 

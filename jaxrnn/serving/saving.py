@@ -69,6 +69,7 @@ def export(
     calls back into Python); ModuleNotFoundError where `flatbuffers` is not installed.
     """
     check_installed()
+    checks.a_scan("export", "scan", scan)
     checks.one_of("export", "vjp_order", vjp_order, tuple(range(10)))
     for name in platforms:
         checks.one_of("export", "platforms", name, PLATFORMS)

@@ -22,7 +22,7 @@ Stored = dict[str, Any]
 
 def stored_dtype(dtype: Any) -> Any:
     """The type in which numpy can keep these values."""
-    if np.dtype(dtype).isbuiltin:
+    if np.dtype(dtype).isbuiltin == 1:  # 2: of another package, as bfloat16
         return np.dtype(dtype)
     return np.dtype(np.float32 if jnp.issubdtype(dtype, jnp.floating) else np.int8)
 
