@@ -102,7 +102,7 @@ class Program:
             for names in (signature.takes, signature.gives)
         ]
         self._in_axes, self._out_axes = axes
-        if [raw.in_tree.num_leaves, raw.out_tree.num_leaves] != list(map(len, axes)):
+        if [len(raw.in_avals), len(raw.out_avals)] != list(map(len, axes)):
             raise ValueError(f"{where}: the program takes {raw.in_tree} and gives {raw.out_tree}, other than it should")
         flat = lambda *arrays: jax.tree.leaves(self._call(arrays))
         self._run = flat if raw.has_vjp() else over_batches(flat, self._in_axes, self._out_axes)
