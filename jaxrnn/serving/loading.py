@@ -82,7 +82,9 @@ def _weights(place: Path, content: bytes, params: Layout) -> dict[str, jax.Array
 
 def _deserialized(place: Path, name: str, content: bytes, by: str) -> export.Exported:
     try:
-        return export.deserialize(bytearray(content))
+        found = export.deserialize(bytearray(content))
+        found.mlir_module()  # read here, or a StableHLO of later years would be found out at the first step
+        return found
     except Exception as error:  # noqa: BLE001  struct.error, and what else flatbuffers raise
         raise ModelError(
             f"the program {name}.jax of the saved model {place}, written by JAX {by}, cannot be read by JAX "

@@ -161,9 +161,12 @@ def test_a_hostile_description_imports_nothing(folder, tmp_path):
 
 
 def test_a_program_that_this_jax_cannot_read(folder):
-    (folder / "step.jax").write_bytes(b"\x00" * 300)
-    resealed(folder)
-    complains(folder, "the program step.jax", "cannot be read by JAX", "use a JAX as new as the one that wrote it")
+    good = (folder / "step.jax").read_bytes()
+    assert good.count(b"ML\xefR") == 1  # with which StableHLO begins
+    for program in (good.replace(b"ML\xefR", b"ML\xefX"), b"\x00" * 300, good[: len(good) // 2]):
+        (folder / "step.jax").write_bytes(program)
+        resealed(folder)
+        complains(folder, "the program step.jax", "cannot be read by JAX", "use a JAX as new as the one that wrote it")
 
 
 def test_what_a_loaded_cell_is_given_is_checked(written):
