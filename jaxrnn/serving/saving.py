@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrnn import checks
+from jaxrnn import checks, meshes
 from jaxrnn.scans import scan as fissioned_scan
 from jaxrnn.serving import folders, programs, weights
 from jaxrnn.serving.functions import Sizes, functions_of
@@ -59,14 +60,15 @@ def export(
     letter `load` gives a cell that takes any batch dimensions.
     `platforms` are where it is to run: of "cpu", "cuda", "rocm", "tpu". `vjp_order` is how many times a program can
     be differentiated; each adds its size. `scan` runs the unroll.
-    Limits: weights on this process's devices. A program is read by JAX of the next half year, says JAX, and by older
-    ones often not.
+    Limits: weights on this process's devices, a program for one of them. A program is read by JAX of at least the next
+    half year, says JAX, and by older ones often not.
     Cost: a trace and a lowering of each program. The folder is complete or not there: it is put together beside its
     place and renamed.
     Raises: ModelError where it cannot be written or something is there (with `overwrite=True` a saved model is
     replaced, anything else is not); ValueError or TypeError for an x that the step does not take, sizes and
     platforms that are none, a config that is not JSON, a step that `jax.export` cannot write (such as one that
-    calls back into Python); ModuleNotFoundError where `flatbuffers` is not installed.
+    calls back into Python), a call within `jit` or `jax.set_mesh`; ModuleNotFoundError where `flatbuffers` is not
+    installed.
     """
     check_installed()
     checks.a_scan("export", "scan", scan)
@@ -78,7 +80,8 @@ def export(
     settings = _as_json(config or {})
     steps = "T" if steps is None and isinstance(model, SequenceLayer) else steps
     sizes = _sizes(batch, steps)
-    params = jax.tree.map(jnp.asarray, params)
+    _check_outside(params)
+    params = jax.tree.map(_on_one_device, params)
     types, functions = functions_of(model, params, x, sizes, lengths, scan)
     layouts = {name: layout(tree, name) for name, tree in types.items()}
     files = {"weights.npz": weights.to_bytes(weights.stored(layouts["params"], params))}
@@ -95,6 +98,20 @@ def export(
     }
     folders.write(place, files, about, overwrite)
     return place
+
+
+def _check_outside(params: Params) -> None:
+    if not checks.is_known(params):
+        raise TypeError("export: params must be arrays, got tracers; call it outside of jit, grad and vmap")
+    if meshes.on_mesh():
+        raise ValueError("export: a program is for one device; call it outside of jax.set_mesh")
+
+
+def _on_one_device(leaf: Any) -> jax.Array:
+    """The array without the devices that it was spread over: a program for one."""
+    is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    array = jnp.asarray(np.asarray(jax.random.key_data(leaf) if is_key else leaf))
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
 
 
 def check_installed() -> None:

@@ -226,6 +226,23 @@ def test_what_cannot_be_exported_leaves_nothing(net, options, error, complaint, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_program_is_written_outside_of_transformations_and_meshes(net, tmp_path):
+    with pytest.raises(TypeError, match="params must be arrays, got tracers; call it outside of jit"):
+        jax.jit(lambda params: export(net[0], params, tmp_path / "net", X))(net[1])
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))), pytest.raises(ValueError, match="outside of jax.set_mesh"):
+        export(*net, tmp_path / "net", X)
+
+
+def test_a_cell_without_input_has_no_free_batch(tmp_path):
+    step = lambda params, state, x, key=None: (state + params, state)
+    cell = rnn.Cell(lambda key, x: jnp.float32(1), lambda params, batch: jnp.zeros((*batch, 2)), step)
+    with pytest.raises(ValueError, match="the program 'start' cannot be written .* give a number for it"):
+        export(cell, jnp.float32(1), tmp_path / "net", ())
+    model = load(export(cell, jnp.float32(1), tmp_path / "net", (), batch=3))
+    state, y = model.cell.step(model.params, model.cell.initial_state(model.params, (3,)), ())
+    assert state.tolist() == [[1, 1]] * 3 and y.tolist() == [[0, 0]] * 3
+
+
 def test_a_dict_with_odd_keys_cannot_be_written_down(tmp_path):
     cell = rnn.lift(lambda x: {(1, 2): x})
     with pytest.raises(ValueError, match=r"keys must be texts or whole numbers to be written down, got \(1, 2\)"):
