@@ -7,6 +7,7 @@ too, written for one time step; a scan runs it.
 
     python -m experiments.char_lm                                     trains, reports, completes prompts
     python -m experiments.char_lm --complete "def __init__(self"      completes from the saved run
+    python -m experiments.char_lm --export runs/char_lm/model         writes it as programs that run without jaxrnn
 
 Stopped by Ctrl-C or kill -9, the same command goes on from the last checkpoint.
 """
@@ -14,7 +15,6 @@ Stopped by Ctrl-C or kill -9, the same command goes on from the last checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from rich.console import Console
 
 import jaxrnn as rnn
 from experiments import harness, scoring
-from experiments.data import Text, shuffled, standard_library, symbols
+from experiments.data import shuffled, standard_library, symbols
 
 SYMBOLS = 256  # UTF-8 bytes
 READ = 2600 * 64 * 64  # bytes to read in training, whatever the window and the batch
@@ -55,11 +55,12 @@ class Config:
     save_every: int = 250  # Steps between checkpoints.
     run: str = "runs/char_lm"  # Run folder: configuration, metrics.jsonl, checkpoints, curve.png.
     complete: str | None = None  # Complete this prompt from the saved run instead of training.
+    export: str | None = None  # Write the net into this folder, to run without jaxrnn; trains first if need be.
     length: int = 200  # How many bytes to complete.
     temperature: float = 0.5  # Below 1 the completion is bolder, above 1 wilder.
 
 
-NOT_TRAINING = ("run", "complete", "length", "temperature", "save_every")  # no part of what a run is
+NOT_TRAINING = ("run", "complete", "export", "length", "temperature", "save_every")  # no part of what a run is
 
 
 def model(config: Config) -> tuple[rnn.Cell, rnn.Cell]:
@@ -132,35 +133,11 @@ def train(config: Config, console: Console) -> None:
             evaluate_every=max(1, config.steps // max(1, config.evaluations)),
             save_every=config.save_every,
         )
-        report(config, run, held_out, scoring.learning_on(cell, final.params, held_out, scan, console), console)
+        learned = scoring.learning_on(cell, final.params, held_out, scan, console)
+        scoring.report(f"{config.cell} {config.size}", run, config.batch * config.window, held_out, learned, console)
     for prompt in PROMPTS:
         console.rule(repr(prompt), align="left")
         console.print(prompt + completion(config, net, final.params, prompt), markup=False)
-
-
-def report(config: Config, run: rnn.training.Run, held_out: Text, learned: float, console: Console) -> None:
-    """The table of bits per character, in results.json too, and the curve."""
-    metrics = rnn.training.read_metrics(run.folder)
-    read = config.batch * config.window  # per step
-    windows = [(r["step"] * read, r["bits"]) for r in metrics if "bits" in r]
-    checked = [(r["step"] * read, r["held_out_bits"]) for r in metrics if "held_out_bits" in r]
-    name, others = f"{config.cell} {config.size}", scoring.compressed(held_out)
-    bits = others | {f"{name}, as trained": checked[-1][1], f"{name}, learning on as it reads": learned}
-    run.write("results.json", json.dumps(bits, indent=2) + "\n")
-    rows = [{"model": m, "bits": f"{b:.3f}"} for m, b in sorted(bits.items(), key=lambda item: -item[1])]
-    harness.print_table(console, "bits per character of the held-out modules", rows, left=["model"])
-    console.print(f"last training windows: {windows[-1][1]:.3f} bits per byte; curve in {run.folder / 'curve.png'}")
-
-    def draw(axes: Any) -> None:
-        axes.plot(*zip(*windows, strict=True), lw=1, label="training windows")
-        axes.plot(*zip(*checked, strict=True), "o-", label="held out")
-        axes.plot(checked[-1][0], learned, "*", ms=12, label="held out, learning on as it reads")
-        for (other, value), style in zip(others.items(), ("--", ":"), strict=True):
-            axes.axhline(value, color="0.4", ls=style, label=other)
-        axes.set(xlabel="characters read", ylabel="bits per character", ylim=(1, 4), title=name)
-        axes.legend()
-
-    harness.picture(run.folder / "curve.png", draw)
 
 
 def completion(config: Config, net: rnn.Cell, params: Any, prompt: str) -> str:
@@ -172,27 +149,46 @@ def completion(config: Config, net: rnn.Cell, params: Any, prompt: str) -> str:
     return bytes(np.asarray(produced).astype(np.uint8)).decode(errors="replace")
 
 
-def complete_from_run(config: Config, console: Console) -> None:
-    """Restores a run's parameters by its recorded settings, whatever is on the command line beside the prompt."""
+def from_run(config: Config) -> tuple[Config, rnn.Cell, Any]:
+    """A run's recorded settings, whatever is on the command line, with its net and its parameters."""
     recorded = rnn.training.read_config(config.run)
     if recorded.get("experiment") != "char_lm":
         raise harness.UsageError(f"{config.run} is the folder of another experiment; give the run folder of a char_lm")
-    if not config.complete or config.length < 1:
-        raise harness.UsageError("--complete needs some text to go on from, and --length at least 1")
-    with harness.usage():
-        rnn.temperature(config.temperature)
     known = {f.name for f in dataclasses.fields(Config)} - set(NOT_TRAINING)
     saved = dataclasses.replace(config, **{k: v for k, v in recorded.items() if k in known})
     net, _, params, optimizer, state = start(saved)
     with rnn.training.Run(config.run, read_only=True) as run:
         restored = run.restore(rnn.training.create(params, optimizer, jax.random.key(0), state))
-    console.print(config.complete + completion(config, net, restored.params, config.complete), markup=False)
+    return saved, net, restored.params
+
+
+def complete_from_run(config: Config, console: Console) -> None:
+    if not config.complete or config.length < 1:
+        raise harness.UsageError("--complete needs some text to go on from, and --length at least 1")
+    with harness.usage():
+        rnn.temperature(config.temperature)
+    _, net, params = from_run(config)
+    console.print(config.complete + completion(config, net, params, config.complete), markup=False)
+
+
+def export_from_run(config: Config, folder: str, console: Console) -> None:
+    saved, net, params = from_run(config)
+    settings = {k: v for k, v in dataclasses.asdict(saved).items() if k not in NOT_TRAINING}
+    byte = jax.ShapeDtypeStruct((), jnp.int32)
+    path = rnn.serving.export(net, params, folder, byte, config=settings, overwrite=True)
+    console.print(f"{path}: weights.npz and programs, for jax and numpy alone (experiments/README.md)", markup=False)
 
 
 def main(config: Config) -> None:
+    console = harness.console()
     if config.steps is None:
         config = dataclasses.replace(config, steps=max(1, round(READ / max(config.window * config.batch, 1))))
-    (train if config.complete is None else complete_from_run)(config, harness.console())
+    if config.complete is not None:
+        return complete_from_run(config, console)
+    if config.export is None or not harness.is_finished(config.run):
+        train(config, console)
+    if config.export is not None:
+        export_from_run(config, config.export, console)
 
 
 if __name__ == "__main__":

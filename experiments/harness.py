@@ -178,7 +178,7 @@ def launch(
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main(tyro.cli(config, description=description or "", args=args))
-    except (UsageError, rnn.training.RunError, FloatingPointError, FileNotFoundError) as error:
+    except (UsageError, rnn.training.RunError, rnn.serving.ModelError, FloatingPointError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stopped:  # `fit` raises its own, which says what it saved, and knows the signal
         print(f"\n{str(stopped) or 'stopped; start it again to go on from what is saved'}", file=sys.stderr)
@@ -188,6 +188,14 @@ def launch(
 
 
 # Run folders.
+
+
+def is_finished(folder: str) -> bool:
+    """Whether this is the folder of a run that has come to the end of its `steps`."""
+    if not (Path(folder) / "run.json").exists():
+        return False
+    with rnn.training.Run(folder, read_only=True) as run:
+        return run.steps()[-1:] == [rnn.training.read_config(folder).get("steps")]
 
 
 def records(

@@ -1,8 +1,9 @@
-"""Bits per character of a held-out text: a trained net, the same learning on as it reads, gzip and xz."""
+"""Bits per character of a held-out text: a trained net, the same learning on as it reads, gzip and xz; the table."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 import jaxrnn as rnn
+from experiments import harness
 from experiments.data import Text, side_by_side
 
 bits = rnn.losses.bits_per_character
@@ -67,3 +69,27 @@ def learning_on(cell: rnn.Cell, params: Any, text: Text, scan: rnn.Scan, console
         state, metrics = train_step(state, ((inputs[part], targets[part]), starts[part], counted[part]))
         nats += float(metrics["nats"])
     return bits(nats, text.characters)
+
+
+def report(name: str, run: rnn.training.Run, read: int, held_out: Text, learned: float, console: Console) -> None:
+    """The table of bits per character, in results.json too, and the curve; `read` characters make a step."""
+    metrics = rnn.training.read_metrics(run.folder)
+    windows = [(r["step"] * read, r["bits"]) for r in metrics if "bits" in r]
+    checked = [(r["step"] * read, r["held_out_bits"]) for r in metrics if "held_out_bits" in r]
+    others = compressed(held_out)
+    found = others | {f"{name}, as trained": checked[-1][1], f"{name}, learning on as it reads": learned}
+    run.write("results.json", json.dumps(found, indent=2) + "\n")
+    rows = [{"model": m, "bits": f"{b:.3f}"} for m, b in sorted(found.items(), key=lambda item: -item[1])]
+    harness.print_table(console, "bits per character of the held-out modules", rows, left=["model"])
+    console.print(f"last training windows: {windows[-1][1]:.3f} bits per byte; curve in {run.folder / 'curve.png'}")
+
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*windows, strict=True), lw=1, label="training windows")
+        axes.plot(*zip(*checked, strict=True), "o-", label="held out")
+        axes.plot(checked[-1][0], learned, "*", ms=12, label="held out, learning on as it reads")
+        for (other, value), style in zip(others.items(), ("--", ":"), strict=True):
+            axes.axhline(value, color="0.4", ls=style, label=other)
+        axes.set(xlabel="characters read", ylabel="bits per character", ylim=(1, 4), title=name)
+        axes.legend()
+
+    harness.picture(run.folder / "curve.png", draw)

@@ -1,10 +1,10 @@
 """jaxrnn: write one time step as a pure function; unroll it, differentiate it, fit it in memory.
 
 What every program needs is here; the rest is in rooms: `jaxrnn.cells`, `jaxrnn.training`, `jaxrnn.online`,
-`jaxrnn.analysis`, `jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.sequence`, `jaxrnn.interop`.
+`jaxrnn.analysis`, `jaxrnn.graphs`, `jaxrnn.losses`, `jaxrnn.sequence`, `jaxrnn.interop`, `jaxrnn.serving`.
 """
 
-from jaxrnn import analysis, cells, graphs, interop, losses, online, sequence, training
+from jaxrnn import analysis, cells, graphs, interop, losses, online, sequence, serving, training
 from jaxrnn.cells import LSTMState, elman, gru, ind_rnn, jordan, layer, lift, lstm, mgu, recurrent
 from jaxrnn.combinators import (
     alongside,
@@ -44,6 +44,8 @@ from jaxrnn.sequence import (
     unroll,
 )
 from jaxrnn.types import Cell, Learner, Scan, SequenceLayer
+
+__version__ = "0.2.0"
 
 __all__ = [
     "Cell",
@@ -90,6 +92,7 @@ __all__ = [
     "scan",
     "scheduled_sampling",
     "sequence",
+    "serving",
     "sharded",
     "stack",
     "temperature",

@@ -15,6 +15,7 @@ GIVEN = {
     rnn.graphs.draw: rnn.graphs.Drawing,
     rnn.graphs.unrolled: rnn.graphs.Unrolled,
     rnn.interop.from_pytorch: rnn.interop.Imported,
+    rnn.serving.load: rnn.serving.Model,
     rnn.training.create: rnn.training.TrainState,
 }
 
@@ -27,6 +28,11 @@ def test_what_a_function_gives_has_a_public_name(function):
 def test_times_come_by_label():
     found = rnn.analysis.interleaved({"sum": lambda: jnp.sum(jnp.ones(3))}, rounds=3)["sum"]
     assert isinstance(found, rnn.analysis.Timing) and found.low <= found.median <= found.high
+
+
+def test_what_a_function_takes_has_a_public_name():
+    assert typing.get_type_hints(rnn.generate)["sample"] == rnn.sequence.Sampler
+    assert typing.get_type_hints(rnn.serving.export)["model"] == rnn.Cell | rnn.SequenceLayer
 
 
 def test_the_loop_of_unroll_is_any_scan():

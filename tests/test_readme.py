@@ -1,26 +1,14 @@
 """The READMEs run: their code as it stands, block after block, and their commands are the project's own."""
 
 import re
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import pytest
 
 import jaxrnn as rnn
+from tests.readme import EXPERIMENTS, IMPORTS, README, ROOT, python_blocks, section
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-EXPERIMENTS = (ROOT / "experiments" / "README.md").read_text()
-
-
-def section(text, title):
-    """The Python of a section, up to the next heading."""
-    body = re.split(rf"\n###? {title}\n", text)[1].split("\n### ")[0].split("\n## ")[0]
-    return "\n".join(re.findall(r"```python\n(.*?)```", body, re.S))
-
-
-IMPORTS = "import flax.linen as nn\nimport jax\nimport jax.numpy as jnp\nimport optax\nimport jaxrnn as rnn\n"
 CHECKS = {
     "Three things": """
 import numpy as np
@@ -79,6 +67,10 @@ assert int(trained.step) == 200 and pathlib.Path("runs/sine/metrics.jsonl").exis
 truth = np.sin(np.arange(100, 150) / 9)[:, None]
 assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learned"
 """,
+    "Out of the door": """
+assert np.allclose(y, ys[-1], atol=1e-6) and np.allclose(all_at_once, ys, atol=1e-6)
+assert model.cell.step(model.params, model.cell.initial_state(model.params, ()), xs[0, 0])[1].shape == (10,)
+""",
     "Memory against compute": """
 sizes = [rnn.analysis.temp_bytes(last_state(scan), weights) for scan in scans.values()]
 assert sizes[0] > 5 * sizes[1] and sizes[2] <= 2 * 2**20, sizes
@@ -108,6 +100,9 @@ assert copies["W"].shape == (100, 32, 96) and jnp.allclose(copies["W"].sum(axis=
 }
 
 
+ALONE = ("Character model of the standard library",)  # run by tests/experiments/test_char_lm.py, without jaxrnn
+
+
 PRINTED = [
     pytest.param(text, title, id=title, marks=[pytest.mark.slow] if title in SLOW else [])
     for text, titles in ((README, CHECKS), (EXPERIMENTS, EXAMPLES))
@@ -127,8 +122,9 @@ def test_code_runs_as_printed(text, title, tmp_path, monkeypatch, capsys):
 
 def test_every_block_of_code_is_run():
     for text, titles in ((README, CHECKS), (EXPERIMENTS, EXAMPLES)):
-        in_sections = "\n".join(section(text, title) for title in titles)
-        assert all(block in in_sections for block in re.findall(r"```python\n(.*?)```", text, re.S))
+        others = ALONE if text == EXPERIMENTS else ()
+        in_sections = "\n".join(section(text, title) for title in (*titles, *others))
+        assert all(block in in_sections for block in python_blocks(text))
 
 
 def test_the_drawing_is_what_the_terminal_shows():

@@ -5,7 +5,7 @@ from jaxrnn.sequence.beams import Beams, beam_search
 from jaxrnn.sequence.collecting import states_at_ends
 from jaxrnn.sequence.directions import bidirectional, concatenate
 from jaxrnn.sequence.frames import convolution, every
-from jaxrnn.sequence.generation import generate, greedy, temperature, top_k
+from jaxrnn.sequence.generation import Sampler, generate, greedy, temperature, top_k
 from jaxrnn.sequence.layers import chain, over_time
 from jaxrnn.sequence.packing import Packed, buckets, pack, pad
 from jaxrnn.sequence.pooling import pooled
@@ -14,6 +14,7 @@ from jaxrnn.sequence.unrolling import unroll
 __all__ = [
     "Beams",
     "Packed",
+    "Sampler",
     "attending",
     "beam_search",
     "bidirectional",

@@ -4,15 +4,20 @@ import functools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxrnn as rnn
 from experiments import char_lm, data
 from tests.experiments.program import complains, ended, is_picture, launched, started
+from tests.readme import EXPERIMENTS, python_blocks
 
 TINY = "--size 24 --embedding 8 --batch 16 --window 16 --steps 20 --evaluations 1 --save-every 5".split()
 
@@ -55,6 +60,30 @@ def test_char_lm_trains_reports_writes_and_completes(text, tmp_path, request):
     code, out, err = launched("char_lm", "--run", folder, "--complete", "def f(", "--length", 30)
     assert code == 0, err
     assert out.startswith("def f(")
+    leaves_as_programs(folder, tmp_path / "model")
+
+
+def leaves_as_programs(folder, model):
+    """The run, which is at its end, is written without training, and the README's lines serve it."""
+    before = rnn.training.read_metrics(folder)
+    code, out, err = launched("char_lm", "--run", folder, "--export", model)
+    assert code == 0 and out.startswith(f"{model}: ") and rnn.training.read_metrics(folder) == before, err
+    assert rnn.serving.load(model).config["size"] == 24
+    (lines,) = [block for block in python_blocks(EXPERIMENTS) if "sys.stdin" in block]
+    strangers = "import sys; sys.modules |= dict.fromkeys(['jaxrnn', 'flax', 'optax', 'orbax'])\n"
+    command = [sys.executable, "-I", "-c", strangers + lines, str(model)]
+    served = subprocess.run(command, cwd=model, input=b"def f(\n", capture_output=True, timeout=300)
+    assert served.returncode == 0, served.stderr
+    # 200 bytes after the prompt, the same as from the net itself.
+    saved = rnn.serving.load(model)
+    noise, text = np.random.default_rng(0), bytearray(b"\ndef f(")
+    state, step = saved.cell.initial_state(saved.params, ()), jax.jit(saved.cell.step)
+    for n in range(len(text) + 20):
+        state, logits = step(saved.params, state, jnp.int32(text[n]))
+        if n == len(text) - 1:
+            text.append(int(np.argmax(logits / 0.5 + noise.gumbel(size=256))))
+    assert len(served.stdout) == 201 and served.stdout.startswith(bytes(text[7:]))
+    complains(launched("char_lm", "--run", folder, "--export", folder), "is not the folder of a saved model")
 
 
 def when_a_checkpoint_is_there(folder, act):
