@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +24,7 @@ _USUAL_AXIS = {"fsdp": "data", "tensor": "model"}
 
 
 def shardings(
-    cell: Cell | SequenceLayer, params: Params, mesh: Mesh, rule: Rule = "replicated", *, axis: str | None = None
+    cell: Cell | SequenceLayer, params: Params, mesh: Mesh | AbstractMesh, rule: Rule = "replicated", *, axis: str | None = None
 ) -> Shardings:
     """Where each parameter of a cell lies on a mesh. Prints as a table; `put` places the parameters so.
 
@@ -40,7 +40,7 @@ def shardings(
     - "tensor": the hidden units are split; `axis` is "model" by default. Of every weight the first axis that has
       the size of a state of the cell is split: the rows of W [H, 4H], of a readout [H, V], of the next layer's U. The
       columns are not: gates lie side by side in them, and a split into n parts would put a unit's four gates on
-      different devices. So a step's product is a sum over devices, one all-reduce [B, 4H], and what follows is a unit's own.
+      different devices. So a step's product is a sum over devices, [B, 4H].
     - {pattern: PartitionSpec}: by the leaf's path, as in "1/W" or "*/kernel"; the first pattern that fits, `*` standing
       for anything. What none fits is replicated.
     - a function (path, leaf) -> PartitionSpec, or None for replicated.
@@ -48,10 +48,11 @@ def shardings(
     On a mesh of several axes the others are left to the batch: data x tensor is `make_mesh((2, 2), ("data", "model"))`
     with "tensor". Layouts change where numbers lie and what is communicated, never the result but for rounding.
 
-    Params may be arrays or their types. Cost: shapes only; nothing is placed or moved.
+    Params may be arrays or their types, the mesh an `AbstractMesh` of devices that are not there: the table can be had
+    beforehand. Cost: shapes only; nothing is placed or moved.
     Raises: ValueError for an unknown rule, an axis that the mesh does not have, a dimension that the devices do
     not divide, and a pattern that fits no leaf. Each names the leaf.
-    Rajbhandari et al. 2020 (ZeRO: weights and optimizer state in parts); Shoeybi et al. 2019 (Megatron: rows and columns).
+    Rajbhandari et al. 2020 (ZeRO: weights and optimizer state in parts); Shoeybi et al. 2019 (Megatron: in rows).
 
     >>> import jaxrnn as rnn
     >>> cell = rnn.lstm(4)
@@ -83,9 +84,11 @@ class _Leaf(NamedTuple):
 class Shardings:
     """Where each leaf of the parameters lies. `str` gives the table."""
 
-    def __init__(self, mesh: Mesh, tree: Tree, leaves: tuple[_Leaf, ...]) -> None:
+    def __init__(self, mesh: Any, tree: Tree, leaves: tuple[_Leaf, ...]) -> None:
         self.mesh = mesh
-        self.tree = tree  # NamedShardings in the structure of the parameters: for jax.device_put, jit's in_shardings, ...
+        self.tree = (
+            tree  # NamedShardings in the structure of the parameters: for jax.device_put, jit's in_shardings, ...
+        )
         self._leaves = leaves
 
     def put(self, params: Params) -> Params:
@@ -134,9 +137,7 @@ def _parts(sharding: NamedSharding, shape: tuple[int, ...]) -> int:
 # --- the rules
 
 
-def _specs(
-    cell: Any, params: Params, mesh: Mesh, rule: Rule, axis: str | None, leaves: list[_Leaf]
-) -> Iterator[Any]:
+def _specs(cell: Any, params: Params, mesh: Mesh, rule: Rule, axis: str | None, leaves: list[_Leaf]) -> Iterator[Any]:
     if isinstance(rule, Mapping):
         return _by_pattern(rule, leaves)
     if callable(rule):
@@ -151,7 +152,9 @@ def _specs(
     hidden = _hidden_sizes(cell, params)
     places = [_first_of(leaf.type.shape, hidden) for leaf in leaves]
     if all(place is None for place in places):
-        raise ValueError(f"shardings: no weight has an axis of one of the cell's {sorted(hidden)} hidden units; say by path")
+        raise ValueError(
+            f"shardings: no weight has an axis of one of the cell's {sorted(hidden)} hidden units; say by path"
+        )
     return (_split(place, axis) for place in places)
 
 
@@ -217,7 +220,9 @@ def _checked(leaf: _Leaf, spec: Any, mesh: Mesh) -> PartitionSpec:
         raise ValueError(f"shardings: {leaf.text} needs a PartitionSpec (or None), got {type(spec).__name__} {spec!r}")
     shape = leaf.type.shape
     if len(spec) > len(shape):
-        raise ValueError(f"shardings: {leaf.text} has {len(shape)} axes, got {_text(spec)} for {len(spec)}; leave some out")
+        raise ValueError(
+            f"shardings: {leaf.text} has {len(shape)} axes, got {_text(spec)} for {len(spec)}; leave some out"
+        )
     names = [name for entry in spec for name in axes_of(entry)]
     for name in names:
         if name not in mesh.shape:
@@ -245,11 +250,14 @@ def axes_of(entry: Any) -> tuple[str, ...]:
 # --- what others need of it
 
 
-def automatic(mesh: Mesh) -> Mesh:
+def automatic(mesh: Any) -> Any:
     """The mesh with axes over which the compiler splits the work: what a step is written for needs no word of them."""
     if all(kind == AxisType.Auto for kind in mesh.axis_types):
         return mesh
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
 def name_of(path: Any) -> str:
@@ -272,8 +280,8 @@ def alongside(state: Tree, known: Mapping[str, tuple[tuple[int, ...], NamedShard
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that all processes have, laid out; one that lies on several processes' devices already is moved there."""
+def placed(leaf: Any, sharding: Any) -> jax.Array:
+    """An array that all processes have, laid out; or one that lies on devices of several processes, moved."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
