@@ -94,8 +94,11 @@ def on_mesh(
     is_spec = lambda node: isinstance(node, PartitionSpec)
     try:
         specs = jax.tree.broadcast(specs, batch, is_leaf=is_spec)
-    except ValueError as error:
-        raise ValueError(f"fit: batch_specs should be PartitionSpecs in the structure of a batch; {error}") from None
+    except ValueError:
+        raise ValueError(
+            "fit: batch_specs should be PartitionSpecs in the structure of a batch (or of its upper levels), "
+            f"{checks.describe_tree(batch)}, got {specs}"
+        ) from None
 
     def laid_out(path: Any, leaf: Any, spec: PartitionSpec) -> jax.Array:
         if lies_on(leaf, mesh):
@@ -236,7 +239,7 @@ class OverMesh(NamedTuple):
         signum = heard[0] if heard else 0
         everywhere = NamedSharding(self.mesh, PartitionSpec(tuple(self.mesh.axis_names)))
         own = sum(d.process_index == jax.process_index() for d in self.mesh.devices.flat)
-        return jax.make_array_from_process_local_data(everywhere, np.full(own, signum, np.int32))
+        return (jax.make_array_from_process_local_data(everywhere, np.full(own, signum, np.int32)),)
 
     def layout(self, params: Params, optimizer: optax.GradientTransformation, carry: State | None) -> Layout:
         """Weights lie as they were placed on this mesh, or are whole everywhere; the optimizer's state with them."""

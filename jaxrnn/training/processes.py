@@ -67,7 +67,7 @@ def agree(where: str, settings: Mapping[str, Any]) -> None:
     if count() == 1:
         return
     told: list[dict[str, Any]] = [json.loads(text) for text in texts(json.dumps(settings, default=str))]
-    for name in sorted(set().union(*told)):
+    for name in {name: None for settings in told for name in settings}:  # in their order
         values = [settings.get(name) for settings in told]
         other = next((n for n, value in enumerate(values) if value != values[0]), None)
         if other is not None:
