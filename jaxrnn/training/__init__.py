@@ -8,7 +8,7 @@ from jaxrnn.training.diagnosis import NotFinite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.fitting import fit
 from jaxrnn.training.optimizers import adam
-from jaxrnn.training.over_mesh import Part, on_mesh, part_of
+from jaxrnn.training.over_mesh import Part, gathered, on_mesh, part_of
 from jaxrnn.training.records import read_config, read_metrics
 from jaxrnn.training.runs import Run
 from jaxrnn.training.sharding import Shardings, shardings
@@ -34,6 +34,7 @@ __all__ = [
     "averaging",
     "create",
     "fit",
+    "gathered",
     "make_train_step",
     "on_mesh",
     "part_of",

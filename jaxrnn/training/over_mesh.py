@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn import checks, trees
@@ -141,6 +142,22 @@ def _assembled(name: str, leaf: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise ValueError(f"fit: {name} lies on other devices than those of the mesh; give this process's part as numpy")
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf, jnp.result_type(leaf)))
+
+
+def gathered(tree: Tree) -> Tree:
+    """All of every array, on a device of this process's own: to generate from, say, or to hand to another library.
+
+    In several processes all call it. Cost: each array whole, one after the other.
+    """
+
+    def whole(leaf: Any) -> jax.Array:
+        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+            return jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(whole(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(whole, tree)
 
 
 def lies_on(leaf: Any, mesh: Mesh) -> bool:

@@ -24,7 +24,12 @@ _USUAL_AXIS = {"fsdp": "data", "tensor": "model"}
 
 
 def shardings(
-    cell: Cell | SequenceLayer, params: Params, mesh: Mesh | AbstractMesh, rule: Rule = "replicated", *, axis: str | None = None
+    cell: Cell | SequenceLayer,
+    params: Params,
+    mesh: Mesh | AbstractMesh,
+    rule: Rule = "replicated",
+    *,
+    axis: str | None = None,
 ) -> Shardings:
     """Where each parameter of a cell lies on a mesh. Prints as a table; `put` places the parameters so.
 
@@ -137,7 +142,7 @@ def _parts(sharding: NamedSharding, shape: tuple[int, ...]) -> int:
 # --- the rules
 
 
-def _specs(cell: Any, params: Params, mesh: Mesh, rule: Rule, axis: str | None, leaves: list[_Leaf]) -> Iterator[Any]:
+def _specs(cell: Any, params: Params, mesh: Any, rule: Rule, axis: str | None, leaves: list[_Leaf]) -> Iterator[Any]:
     if isinstance(rule, Mapping):
         return _by_pattern(rule, leaves)
     if callable(rule):
@@ -167,7 +172,7 @@ def _by_pattern(rule: Mapping[str, Any], leaves: list[_Leaf]) -> Iterator[Any]:
         yield next((spec for pattern, spec in rule.items() if fnmatchcase(leaf.path, pattern)), None)
 
 
-def _axis(mesh: Mesh, rule: str, axis: str | None) -> str:
+def _axis(mesh: Any, rule: str, axis: str | None) -> str:
     """The mesh axis of a rule: the one that was asked for, the usual one, or the only one."""
     names = tuple(mesh.axis_names)
     if axis is None:
@@ -208,12 +213,12 @@ def _hidden_sizes(cell: Any, params: Params) -> set[int]:
 # --- what is said of a spec
 
 
-def described(mesh: Mesh) -> str:
+def described(mesh: Any) -> str:
     axes = ", ".join(f"{name!r} of {size}" for name, size in mesh.shape.items())
     return f"the mesh has {axes or 'no axes'}"
 
 
-def _checked(leaf: _Leaf, spec: Any, mesh: Mesh) -> PartitionSpec:
+def _checked(leaf: _Leaf, spec: Any, mesh: Any) -> PartitionSpec:
     """The spec, if it can be. Raises: ValueError naming the leaf."""
     spec = PartitionSpec() if spec is None else spec
     if not isinstance(spec, PartitionSpec):

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 COUNT, INDEX, PORT = map(int, sys.argv[1:4])
 FOLDER, WHAT = Path(sys.argv[4]), sys.argv[5]
@@ -133,13 +135,27 @@ def disagrees():
         says("refused: folder", error=str(error), there=True)
 
 
+class Slow:
+    """Batches that take their time, so that a signal can come between them."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.specs = batches.specs
+
+    def part(self, part):
+        return Slow(self.batches.part(part))
+
+    def __call__(self, step):
+        time.sleep(0.05)
+        return self.batches(step)
+
+
 def for_ever():
-    """Trains until it is killed, or to the end where it is not."""
+    """Trains until it is killed, or to the end where one is given."""
     steps = int(os.environ.get("STEPS", "100000"))
     args = given(**on("fsdp"), steps=steps, save_every=5, log_every=5)
-    state = rnn.training.fit(**args, run=FOLDER / "killed")
-    losses = [record["loss"] for record in rnn.training.read_metrics(FOLDER / "killed")]
-    says("to the end", step=int(state.step), losses=losses)
+    state = rnn.training.fit(**args | {"batches": Slow(args["batches"])}, run=FOLDER / "killed")
+    says("to the end", step=int(state.step), weights=float(optax.tree.norm(state.params)))
 
 
 if __name__ == "__main__":
