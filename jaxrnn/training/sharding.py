@@ -63,12 +63,12 @@ def shardings(
     >>> cell = rnn.lstm(4)
     >>> params = cell.init(jax.random.key(0), jnp.zeros(3))
     >>> print(shardings(cell, params, jax.make_mesh((1,), ("data",)), {"W": PartitionSpec("data")}))
-      leaf             shape   spec                     bytes per device
-     --------------------------------------------------------------------
-      U       float32[3,16]   PartitionSpec()                       192
-      W       float32[4,16]   PartitionSpec('data',)                256
-      b         float32[16]   PartitionSpec()                        64
-      all               128                                         512
+     leaf           shape   spec        bytes per device
+     ───────────────────────────────────────────────────
+     U      float32[3,16]   P()                      192
+     W      float32[4,16]   P('data')                256
+     b        float32[16]   P()                       64
+     all              128                            512
     """
     mesh = automatic(mesh)
     leaves = [_Leaf(name_of(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(trees.struct(params))]
@@ -158,7 +158,8 @@ def _specs(cell: Any, params: Params, mesh: Any, rule: Rule, axis: str | None, l
     places = [_first_of(leaf.type.shape, hidden) for leaf in leaves]
     if all(place is None for place in places):
         raise ValueError(
-            f"shardings: no weight has an axis of one of the cell's {sorted(hidden)} hidden units; say by path"
+            f"shardings: no weight has an axis of the size of a state ({sorted(hidden)}); "
+            "give {path pattern: PartitionSpec} instead"
         )
     return (_split(place, axis) for place in places)
 
@@ -225,9 +226,7 @@ def _checked(leaf: _Leaf, spec: Any, mesh: Any) -> PartitionSpec:
         raise ValueError(f"shardings: {leaf.text} needs a PartitionSpec (or None), got {type(spec).__name__} {spec!r}")
     shape = leaf.type.shape
     if len(spec) > len(shape):
-        raise ValueError(
-            f"shardings: {leaf.text} has {len(shape)} axes, got {_text(spec)} for {len(spec)}; leave some out"
-        )
+        raise ValueError(f"shardings: {leaf.text} has {len(shape)} axes, got {_text(spec)} for {len(spec)}; use fewer")
     names = [name for entry in spec for name in axes_of(entry)]
     for name in names:
         if name not in mesh.shape:

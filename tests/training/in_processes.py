@@ -13,22 +13,17 @@ import optax
 
 COUNT, INDEX, PORT = map(int, sys.argv[1:4])
 FOLDER, WHAT = Path(sys.argv[4]), sys.argv[5]
-jax.distributed.initialize(f"127.0.0.1:{PORT}", COUNT, INDEX)  # before anything asks JAX for an array
+# Before anything asks JAX for an array. A process that is gone is missed soon.
+jax.distributed.initialize(f"127.0.0.1:{PORT}", COUNT, INDEX, heartbeat_timeout_seconds=15)
 
 import jaxrnn as rnn  # noqa: E402
 from tests.training import on_devices  # noqa: E402
-from tests.training.on_devices import LAYOUTS, MODEL, PARAMS, given  # noqa: E402
+from tests.training.on_devices import MODEL, given, on  # noqa: E402
 from tests.training.problems import bits  # noqa: E402
 
 
 def says(check, **found):
     print(json.dumps({"check": check, "process": INDEX, **found}), flush=True)
-
-
-def on(name):
-    """On all devices of all processes."""
-    mesh, rule = LAYOUTS[name]
-    return {"mesh": mesh, "params": rnn.training.shardings(MODEL, PARAMS, mesh, rule).put(PARAMS)}
 
 
 def of_this_process(state):

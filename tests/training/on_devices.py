@@ -1,6 +1,7 @@
 """Run by `test_over_mesh` in a process of its own with four virtual devices: a line of JSON per check."""
 
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +19,6 @@ training = rnn.training
 MODEL = rnn.stack(rnn.lstm(8), rnn.dropout(rnn.gru(8), 0.2), rnn.lift(lambda y: jnp.sum(y, axis=-1, keepdims=True)))
 SERIES = np.sin(np.arange(2001) / 7).astype("f4")[:, None]
 PARAMS = MODEL.init(jax.random.key(0), jnp.zeros(1))
-FOUR = jax.make_mesh((4,), ("data",))
-TWO = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
-SQUARE = jax.make_mesh((2, 2), ("data", "model"))
 STEPS, HALF = 12, 5
 
 
@@ -47,15 +45,22 @@ def given(**changed):
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 LAYOUTS = {
-    "replicated": (FOUR, "replicated"),
-    "fsdp": (FOUR, "fsdp"),
-    "tensor": (SQUARE, "tensor"),
-    "by path": (SQUARE, {"*/W": P("data", "model"), "0/U": P(None, "model")}),
+    "replicated": ({"data": 4}, "replicated"),
+    "fsdp": ({"data": 4}, "fsdp"),
+    "tensor": ({"data": 2, "model": 2}, "tensor"),
+    "by path": ({"data": 2, "model": 2}, {"*/W": P("data", "model"), "0/U": P(None, "model")}),
 }
 
 
+def mesh_of(**axes):
+    count = math.prod(axes.values())
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=jax.devices()[:count])
+
+
 def on(name):
-    mesh, rule = LAYOUTS[name]
+    """On all devices of all processes, the weights laid out by a rule."""
+    axes, rule = LAYOUTS[name]
+    mesh = mesh_of(**axes)
     return {"mesh": mesh, "params": training.shardings(MODEL, PARAMS, mesh, rule).put(PARAMS)}
 
 
@@ -92,7 +97,7 @@ def goes_on(name, folder):
     """Stopped after some steps, gone on with: on the same mesh to the bit; on other devices but for rounding."""
     whole = training.fit(**given(**on(name)))
     training.fit(**given(**on(name), steps=HALF), run=folder / "cut")
-    elsewhere = {"the same": on(name), "two": {"mesh": TWO}, "one": {}, "a square, split": on("by path")}
+    elsewhere = {"the same": on(name), "two": {"mesh": mesh_of(data=2)}, "one": {}, "a square, split": on("by path")}
     for where, args in elsewhere.items():
         training.fit(**given(**args, steps=HALF), run=folder / where)  # another's state is put in its place
         (folder / where / "checkpoints").rename(folder / where / "old")
@@ -121,7 +126,7 @@ def state_is_gone_on_from():
     whole = training.fit(**given(**on("fsdp")))
     half = training.fit(**given(**on("fsdp"), steps=HALF))
     before = bits(half)
-    state = training.fit(**given(params=half, mesh=FOUR))
+    state = training.fit(**given(params=half, mesh=mesh_of(data=4)))
     says("a state gone on from", same_bits=bits(state) == bits(whole), survives=bits(half) == before)
 
 
@@ -136,7 +141,7 @@ def bucketed(folder):
         return jnp.mean((jnp.sum(out, axis=0)[:, 0] - batch["length"].astype(out.dtype)) ** 2)
 
     args = {"loss_fn": loss, "batches": batches, "carry": None}
-    state, plain = training.fit(**given(**args, mesh=FOUR)), training.fit(**given(**args))
+    state, plain = training.fit(**given(**args, mesh=mesh_of(data=4))), training.fit(**given(**args))
     says("buckets", difference=near(state, plain))
 
 
@@ -157,14 +162,14 @@ def best_and_average(folder):
 
 def refusals(folder):
     seven = training.Streams((SERIES[:-1], SERIES[1:]), batch=6, window=10)
-    wide = np.zeros((5, 6, 1), "f4")
+    wide, four = np.zeros((5, 6, 1), "f4"), {"mesh": mesh_of(data=4)}
     cases = {
-        "axis": {"mesh": FOUR, "batch_axis": "rows"},
-        "streams": {"mesh": FOUR, "batches": seven, "carry": MODEL.initial_state(PARAMS, (6,))},
-        "batch": {"mesh": FOUR, "batches": lambda step: ((wide, wide), np.zeros((5, 6), bool))},
-        "specs": {"mesh": FOUR, "batch_specs": (P(), P(), P())},
+        "axis": four | {"batch_axis": "rows"},
+        "streams": four | {"batches": seven, "carry": MODEL.initial_state(PARAMS, (6,))},
+        "batch": four | {"batches": lambda step: ((wide, wide), np.zeros((5, 6), bool))},
+        "specs": four | {"batch_specs": (P(), P(), P())},
         "mesh": {"mesh": [0, 1]},
-        "iterators": {"mesh": FOUR, "batches": [1]},
+        "iterators": four | {"batches": [1]},
     }
     for name, args in cases.items():
         try:
