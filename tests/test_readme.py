@@ -79,6 +79,14 @@ assert int(trained.step) == 200 and pathlib.Path("runs/sine/metrics.jsonl").exis
 truth = np.sin(np.arange(100, 150) / 9)[:, None]
 assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learned"
 """,
+    "Many devices": """
+import numpy as np
+alone = rnn.training.fit(forecast_loss, start, windows, **options | {"run": None})
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), weights, alone.params)
+metrics = rnn.training.read_metrics("runs/spread")
+assert int(spread.step) == 100 and metrics[-1]["loss"] < metrics[0]["loss"] / 2
+assert printed.count("float32[") == len(jax.tree.leaves(start)) and "bytes per device" in printed
+""",
     "Memory against compute": """
 sizes = [rnn.analysis.temp_bytes(last_state(scan), weights) for scan in scans.values()]
 assert sizes[0] > 5 * sizes[1] and sizes[2] <= 2 * 2**20, sizes

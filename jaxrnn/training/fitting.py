@@ -98,8 +98,8 @@ def fit(
     In several processes each reads its own part of every batch: `Streams` and `Bucketed` see to that; another
     function or iterator gives the part that `part_of(mesh)` says. `batch_specs` are PartitionSpecs for the batch's
     leaves, or for whole subtrees; by default [T, B, ...] is divided in its second axis, [B] in its only one.
-    `evaluate` is called in every process, with parameters on the mesh; the first process prints and writes. A
-    checkpoint can be gone on from on other devices or processes; on the same mesh with the same bits.
+    `evaluate` is called in every process, with parameters on the mesh, and what the first one finds counts; that one
+    prints and writes. A checkpoint can be gone on from on other devices or processes; on the same mesh to the bit.
 
     Cost: the train step; one batch is fetched while the previous step runs. It is compiled once per shape of the
     batch, also over several calls with the same `loss_fn` and `optimizer`, as over seeds or folds. The same objects,
@@ -115,10 +115,12 @@ def fit(
     if best is not None and evaluate is None:
         raise ValueError(f"fit: best compares {best.figure!r}, which evaluate must give; give evaluate")
     processes.agree("fit", _what_must_agree(plan, params, key, run, over))
-    state, layout = _given(params, optimizer, key, carry, over)
-    same = map(_Same, (loss_fn, value_and_grad, optimizer))
-    gradient, train_step = _compiled_once(*same, combine, _Same(copies), layout)
     with contextlib.ExitStack() as stack:
+        if over is not None:
+            stack.enter_context(over.alone())
+        state, layout = _given(params, optimizer, key, carry, over)
+        same = map(_Same, (loss_fn, value_and_grad, optimizer))
+        gradient, train_step = _compiled_once(*same, combine, _Same(copies), layout)
         heard = stack.enter_context(stop_signals())
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(Run(run))
@@ -306,7 +308,8 @@ class _Diary:
         figures = self.evaluate(params)
         if not isinstance(figures, Mapping):
             raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
-        found = {name: float(value) for name, value in figures.items()}
+        own = {name: float(value) for name, value in figures.items()}
+        found: dict[str, float] = processes.by_the_first(lambda: own)  # all stop, or go on, by the same figures
         if self.best is not None:
             self.best.see(step, found, params, self.run)
         return found

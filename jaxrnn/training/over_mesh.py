@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -241,6 +242,11 @@ class OverMesh(NamedTuple):
         if specs is None and axis is not None and isinstance(batches, InParts):
             specs = batches.specs(axis)
         return cls(mesh, axis, specs, part)
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """In which no other mesh is set: `jax.set_mesh` of one whose axes are explicit would be in the way."""
+        here = jax.sharding.get_abstract_mesh()
+        return contextlib.nullcontext() if here.empty else jax.set_mesh(self.mesh)
 
     def batches(self, batches: Any) -> Any:
         """Those of which this process reads its own part only."""

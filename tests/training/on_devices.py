@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxrnn as rnn
@@ -130,6 +131,15 @@ def state_is_gone_on_from():
     says("a state gone on from", same_bits=bits(state) == bits(whole), survives=bits(half) == before)
 
 
+def under_a_mesh_that_is_set():
+    """`jax.make_mesh` makes explicit axes, and a program may have set such a mesh: inside `fit` they are automatic."""
+    plain, args = training.fit(**given(steps=3)), on("fsdp")
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        with jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(kind,))):
+            state = training.fit(**given(**args, steps=3))
+        says(f"under {kind}", difference=near(state, plain), weights=specs(state.params))
+
+
 def bucketed(folder):
     words = [np.arange(n % 7 + 1, dtype=np.float32)[:, None] for n in range(64)]
     batches = training.Bucketed({"word": words, "length": np.arange(64) % 7 + 1}, size=8, bounds=3)
@@ -223,6 +233,7 @@ if __name__ == "__main__":
             "going on": lambda: [goes_on(name, here / f"{name} on") for name in ("fsdp",)],
             "from one": lambda: from_one_device(here / "from one"),
             "state": state_is_gone_on_from,
+            "set": under_a_mesh_that_is_set,
             "bucketed": lambda: bucketed(here),
             "best": lambda: best_and_average(here / "best"),
             "refusals": lambda: refusals(here / "refused"),

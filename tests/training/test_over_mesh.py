@@ -100,6 +100,13 @@ def test_a_state_that_is_gone_on_from_survives():
 
 
 @slow
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+def test_under_a_mesh_that_is_set(kind):
+    line = check(f"under {kind}")
+    assert line["difference"] < ROUNDING and line["weights"] == SPECS["fsdp"]
+
+
+@slow
 def test_buckets_averages_and_best_parameters():
     assert check("buckets")["difference"] < ROUNDING
     line = check("best and average")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -49,7 +50,8 @@ def on_one_device(**changed):
     """The same training in this process, by itself."""
     from tests.training.on_devices import given
 
-    return rnn.training.fit(**given(**changed))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return rnn.training.fit(**given(**changed))
 
 
 @pytest.fixture(scope="module")
