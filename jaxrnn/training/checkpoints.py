@@ -67,6 +67,8 @@ class Checkpoints:
             states.write(draft, state)
             processes.by_the_first(lambda: _finish(draft, self.folder / str(step), states.inventory(state), beside))
         except Exception as error:  # noqa: BLE001  orbax raises whatever its layers raise
+            if processes.is_gone(error):
+                raise
             if processes.is_first():
                 with contextlib.suppress(RunError):
                     self.clear()  # half a checkpoint would only fill the disk
@@ -109,6 +111,8 @@ class Checkpoints:
         try:
             return states.read(place, template)
         except Exception as error:  # noqa: BLE001
+            if processes.is_gone(error):
+                raise
             raise self._unusable(place, [], error) from error
 
     def beside(self, step: int | None = None) -> dict[str, Any]:

@@ -106,16 +106,18 @@ def fit(
     that is, not equal ones; what they close over is looked at once, as under `jax.jit`, and kept alive for a while.
     Raises: NotFinite (a FloatingPointError) when the loss or gradient is not finite, before anything of
     that step is saved: it names the leaves, and carries the state and the batch; Interrupted, which
-    carries the state; RunError for a run folder or checkpoint that cannot be used; ValueError for bad
-    arguments, a mesh axis that is not there, a batch that the mesh does not divide, and processes that disagree.
+    carries the state; RunError for a run folder or checkpoint that cannot be used, and where another process has
+    ended; ValueError for bad arguments, a mesh axis that is not there, a batch that the mesh does not divide, and
+    processes that disagree.
     """
     plan = _Plan.checked(steps, log_every, save_every, evaluate_every)
     over = OverMesh.checked(mesh, batch_axis, batch_specs, batches)
     source = source_of(batches) if over is None else OnMesh(source_of(over.batches(batches)), over)
     if best is not None and evaluate is None:
         raise ValueError(f"fit: best compares {best.figure!r}, which evaluate must give; give evaluate")
-    processes.agree("fit", _what_must_agree(plan, params, key, run, over))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.all_there("start all of them again, to go on from the last checkpoint"))
+        processes.agree("fit", _what_must_agree(plan, params, key, run, over))
         if over is not None:
             stack.enter_context(over.alone())
         state, layout = _given(params, optimizer, key, carry, over)

@@ -5,8 +5,9 @@ Here every process calls the same functions in the same order. What is exchanged
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,15 @@ from jax.experimental import multihost_utils
 from jaxrnn.training.files import RunError, reason
 
 _ROUND = 256  # texts are exchanged in multiples of so many bytes, so that few programs are compiled
+_OF_OTHERS = (
+    "gloo",
+    "nccl",
+    "connection",
+    "coordination",
+    "heartbeat",
+    "barrier",
+    "peer",
+)  # words in what JAX raises then
 _KINDS: dict[str, type[Exception]] = {"RunError": RunError, "ValueError": ValueError, "TypeError": TypeError}
 
 
@@ -75,6 +85,23 @@ def agree(where: str, settings: Mapping[str, Any]) -> None:
                 f"{where}: the processes disagree: {name} is {values[0]!r} in process 0 and {values[other]!r} in "
                 f"process {other}; start all of them with the same settings"
             )
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether something failed because another process has ended, however it did."""
+    text = str(error).lower()
+    return count() > 1 and isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in _OF_OTHERS)
+
+
+@contextlib.contextmanager
+def all_there(remedy: str) -> Iterator[None]:
+    """Raises: RunError where another process has ended meanwhile."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_gone(error):
+            raise
+        raise RunError(f"another of the {count()} processes has ended ({reason(error)}); {remedy}") from error
 
 
 def _from_the_first(text: str) -> str:

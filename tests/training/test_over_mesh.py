@@ -19,6 +19,7 @@ SLOW = (
     "going on",
     "from one",
     "state",
+    "set",
     "bucketed",
     "best",
     "collectives",

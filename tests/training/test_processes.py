@@ -127,8 +127,10 @@ def test_kill_nine_of_one_process_ends_the_other_and_all_go_on(tmp_path):
         while not (tmp_path / "killed" / "checkpoints" / "10").exists() and time.time() < deadline:
             time.sleep(0.05)
         children[1].send_signal(signal.SIGKILL)
-        children[0].communicate(timeout=300)
+        _, err = children[0].communicate(timeout=300)
         assert children[0].returncode != 0
+        assert "RunError: another of the 2 processes has ended (" in err, err[-3000:]
+        assert "; start all of them again, to go on from the last checkpoint" in err
     finally:
         for child in children:
             child.kill()
