@@ -17,15 +17,7 @@ from jax.experimental import multihost_utils
 from jaxrnn.training.files import RunError, reason
 
 _ROUND = 256  # texts are exchanged in multiples of so many bytes, so that few programs are compiled
-_OF_OTHERS = (
-    "gloo",
-    "nccl",
-    "connection",
-    "coordination",
-    "heartbeat",
-    "barrier",
-    "peer",
-)  # words in what JAX raises then
+_OF_OTHERS = "gloo nccl connection coordination heartbeat barrier peer".split()  # words in what JAX says then
 _KINDS: dict[str, type[Exception]] = {"RunError": RunError, "ValueError": ValueError, "TypeError": TypeError}
 
 
