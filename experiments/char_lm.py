@@ -8,6 +8,7 @@ too, written for one time step; a scan runs it.
     python -m experiments.char_lm                                     trains, reports, completes prompts
     python -m experiments.char_lm --complete "def __init__(self"      completes from the saved run
     python -m experiments.char_lm --export runs/char_lm/model         writes it as programs that run without jaxrnn
+    python -m experiments.char_lm --devices 4                         shares every batch among four devices
 
 Stopped by Ctrl-C or kill -9, the same command goes on from the last checkpoint.
 """
@@ -27,7 +28,7 @@ from jax import lax
 from rich.console import Console
 
 import jaxrnn as rnn
-from experiments import harness, scoring
+from experiments import devices, harness, scoring
 from experiments.data import shuffled, standard_library, symbols
 
 SYMBOLS = 256  # UTF-8 bytes
@@ -36,7 +37,7 @@ PROMPTS = ("def __init__(self", "import ", "class Test", "    for i in range(", 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(devices.Devices):
     cell: harness.CellName = "gru"  # Recurrent cell.
     size: int = 256  # Hidden units per layer.
     layers: int = 1  # Recurrent layers, one upon another.
@@ -60,7 +61,8 @@ class Config:
     temperature: float = 0.5  # Below 1 the completion is bolder, above 1 wilder.
 
 
-NOT_TRAINING = ("run", "complete", "export", "length", "temperature", "save_every")  # no part of what a run is
+# No part of what a run is.
+NOT_TRAINING = ("run", "complete", "export", "length", "temperature", "save_every", *devices.NOT_TRAINING)
 
 
 def model(config: Config) -> tuple[rnn.Cell, rnn.Cell]:
@@ -109,6 +111,7 @@ def train(config: Config, console: Console) -> None:
         scan = rnn.within(config.memory) if config.memory is not None else harness.scan_named(config.scan)
     chosen = config.scan if config.memory is None else f"within({config.memory})"
     net, cell, params, optimizer, state = start(config)
+    mesh = devices.mesh_of(config, config.batch)
     text, held_out = standard_library()
     with harness.usage():
         pieces = symbols(shuffled(text, config.piece, config.seed))
@@ -119,25 +122,31 @@ def train(config: Config, console: Console) -> None:
         size = sum(a.size for a in jax.tree.leaves(params))
         about = f"{text.characters:,} characters to train on, {held_out.characters:,} held out; {size:,} parameters"
         console.print(f"{about}; {config.cell} under {chosen}")
-        announce(config, cell, params, {chosen: scan}, (batches(0), jax.random.key(0), state), console)
+        if devices.speaks():
+            announce(config, cell, params, {chosen: scan}, (batches(0), jax.random.key(0), state), console)
         final = rnn.training.fit(
             partial(loss_fn, cell, scan),
-            params,
+            devices.placed(config, cell, params, mesh, console),
             batches,
             steps=config.steps,
             optimizer=optimizer,
             key=jax.random.key(config.seed + 1),
             carry=state,
             run=run,
-            evaluate=scoring.as_trained(cell, held_out),
+            evaluate=scoring.as_trained(cell, held_out, mesh),
             evaluate_every=max(1, config.steps // max(1, config.evaluations)),
             save_every=config.save_every,
+            mesh=mesh,
         )
-        learned = scoring.learning_on(cell, final.params, held_out, scan, console)
-        scoring.report(f"{config.cell} {config.size}", run, config.batch * config.window, held_out, learned, console)
-    for prompt in PROMPTS:
+        trained = rnn.training.gathered(final.params)
+        learned = scoring.learning_on(cell, trained, held_out, scan, console)
+        if devices.speaks():
+            scoring.report(
+                f"{config.cell} {config.size}", run, config.batch * config.window, held_out, learned, console
+            )
+    for prompt in PROMPTS if devices.speaks() else ():
         console.rule(repr(prompt), align="left")
-        console.print(prompt + completion(config, net, final.params, prompt), markup=False)
+        console.print(prompt + completion(config, net, trained, prompt), markup=False)
 
 
 def completion(config: Config, net: rnn.Cell, params: Any, prompt: str) -> str:
@@ -180,14 +189,15 @@ def export_from_run(config: Config, folder: str, console: Console) -> None:
 
 
 def main(config: Config) -> None:
-    console = harness.console()
     if config.steps is None:
         config = dataclasses.replace(config, steps=max(1, round(READ / max(config.window * config.batch, 1))))
+    devices.join(config)
+    console = devices.console()
     if config.complete is not None:
         return complete_from_run(config, console)
     if config.export is None or not harness.is_finished(config.run):
         train(config, console)
-    if config.export is not None:
+    if config.export is not None and devices.speaks():
         export_from_run(config, config.export, console)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import track
 
@@ -29,16 +30,24 @@ def compressed(text: Text) -> dict[str, float]:
     }
 
 
-def as_trained(cell: rnn.Cell, text: Text) -> Callable[[Any], dict[str, float]]:
-    """params -> bits per character over all of the text, the parameters as they are. The cell's output is its loss."""
-    xs, starts, lengths = side_by_side(text, 128, 1)
+def as_trained(cell: rnn.Cell, text: Text, mesh: Mesh | None = None) -> Callable[[Any], dict[str, float]]:
+    """params -> bits per character over all of the text, the parameters as they are. The cell's output is its loss.
+
+    On a mesh its devices share the text, and each process lays out its own part of it.
+    """
+    rows = 128 if mesh is None else -(-128 // mesh.size) * mesh.size
+    batch = side_by_side(text, rows, 1)
+    if mesh is not None:
+        own = rnn.training.part_of(mesh).slice("the held-out text", rows)
+        batch = rnn.training.on_mesh(jax.tree.map(lambda a: a[..., own], batch), mesh)
 
     @jax.jit
-    def total_nats(params: Any) -> jax.Array:
+    def total_nats(params: Any, batch: Any) -> jax.Array:
+        xs, starts, lengths = batch
         _, nats = rnn.unroll(cell, params, xs, resets=starts, lengths=lengths)
         return rnn.losses.reduced(nats, lengths=lengths, reduction="sum")
 
-    return lambda params: {"held_out_bits": bits(float(total_nats(params)), text.characters)}
+    return lambda params: {"held_out_bits": bits(float(total_nats(params, batch)), text.characters)}
 
 
 def learning_on(cell: rnn.Cell, params: Any, text: Text, scan: rnn.Scan, console: Console) -> float:

@@ -66,4 +66,7 @@ collect_ignore = [
     "scans/on_a_mesh.py",
     "scans/parallel_on_a_mesh.py",
     "online/on_four_devices.py",
+    "training/on_devices.py",
+    "training/in_processes.py",
+    "experiments/char_lm_on_devices.py",
 ]

@@ -27,8 +27,9 @@ losses.stepwise losses.alignment losses.ctc_decoding losses.lattice losses.linea
 losses.endless losses
 online.step online.learner online.remembering online.blocks online.influences online.rank_one online.kronecker
 online.truncation online
-training.optimizers training.streams training.step training.averages training.files training.locks training.records
-training.checkpoints training.runs training.batches training.bucketed training.best training.stopping training.progress
+training.optimizers training.step training.averages training.files training.processes training.sharding
+training.over_mesh training.streams training.bucketed training.locks training.records training.states
+training.checkpoints training.runs training.batches training.best training.stopping training.progress
 training.diagnosis training.fitting training
 graphs.statement graphs.delays graphs.assembly graphs.copies
 graphs.drawing.layout graphs.drawing.scene graphs.drawing.text graphs.drawing.svg graphs.drawing.pictures

@@ -71,6 +71,14 @@ assert float(jnp.abs(continued - truth).mean()) < 0.2, "the series is not learne
 assert np.allclose(y, ys[-1], atol=1e-6) and np.allclose(all_at_once, ys, atol=1e-6)
 assert model.cell.step(model.params, model.cell.initial_state(model.params, ()), xs[0, 0])[1].shape == (10,)
 """,
+    "Many devices": """
+import numpy as np
+alone = rnn.training.fit(forecast_loss, start, windows, **options | {"run": None})
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), weights, alone.params)
+metrics = rnn.training.read_metrics("runs/spread")
+assert int(spread.step) == 100 and metrics[-1]["loss"] < metrics[0]["loss"] / 2
+assert printed.count("float32[") == len(jax.tree.leaves(start)) and "bytes per device" in printed
+""",
     "Memory against compute": """
 sizes = [rnn.analysis.temp_bytes(last_state(scan), weights) for scan in scans.values()]
 assert sizes[0] > 5 * sizes[1] and sizes[2] <= 2 * 2**20, sizes

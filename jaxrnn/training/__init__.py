@@ -8,8 +8,10 @@ from jaxrnn.training.diagnosis import NotFinite
 from jaxrnn.training.files import RunError
 from jaxrnn.training.fitting import fit
 from jaxrnn.training.optimizers import adam
+from jaxrnn.training.over_mesh import Part, gathered, on_mesh, part_of
 from jaxrnn.training.records import read_config, read_metrics
 from jaxrnn.training.runs import Run
+from jaxrnn.training.sharding import Shardings, shardings
 from jaxrnn.training.step import TrainState, create, make_train_step
 from jaxrnn.training.stopping import Interrupted
 from jaxrnn.training.streams import Streams
@@ -21,8 +23,10 @@ __all__ = [
     "Interrupted",
     "NotFinite",
     "Padded",
+    "Part",
     "Run",
     "RunError",
+    "Shardings",
     "Streams",
     "TrainState",
     "adam",
@@ -30,8 +34,12 @@ __all__ = [
     "averaging",
     "create",
     "fit",
+    "gathered",
     "make_train_step",
+    "on_mesh",
+    "part_of",
     "read_config",
     "read_metrics",
+    "shardings",
     "to_evaluate",
 ]

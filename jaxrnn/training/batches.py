@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
+from jaxrnn.training import processes
 from jaxrnn.training.files import RunError
+from jaxrnn.training.over_mesh import OverMesh
 from jaxrnn.types import Tree
 
 
@@ -108,6 +111,36 @@ class _InOrder:
         return json.dumps(self.iterator.get_state(), default=_plain)
 
 
+class OnMesh:
+    """The batches of a source on a mesh. Every process has a source of its own, with a place of its own."""
+
+    def __init__(self, source: Source, over: OverMesh) -> None:
+        self.source = source
+        self.over = over
+
+    def at(self, step: int) -> Tree:
+        return self.over.batch(self.source.at(step))
+
+    def place(self, done: int) -> Any:
+        own = self.source.place(done)
+        if own is None or processes.count() == 1:
+            return own
+        return {_PLACES: [json.loads(text) for text in processes.texts(json.dumps(own))]}
+
+    def go_to(self, place: Any) -> None:
+        places = place.get(_PLACES) if isinstance(place, dict) else None
+        if place is not None and len(places or [place]) != processes.count():
+            raise RunError(
+                f"the run took its batches from iterators in {len(places or [place])} process(es), each with a place "
+                f"of its own, and there are {processes.count()} now; start as many, or choose another run folder"
+            )
+        self.source.go_to(places[jax.process_index()] if places else place)
+
+    def back_to(self, done: int) -> None:
+        self.source.back_to(done)
+
+
+_PLACES = "of each process"
 _BYTES = "bytes, base64"
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxrnn import checks
 from jaxrnn.sequence.packing import pad
+from jaxrnn.training.over_mesh import Part
+from jaxrnn.types import Tree
 
 
 class Padded(NamedTuple):
@@ -76,6 +80,7 @@ class Bucketed:
         self.longest = np.max(list(self.sequences.values()), axis=0)  # [N] of an example's fields
         self.bounds = _bounds(self.longest, bounds)
         self.seed = seed
+        self._part = Part(0, 1, 1)
         if size is not None:
             self.sizes = [checks.positive_int("Bucketed", "size", size)] * len(self.bounds)
         else:
@@ -93,7 +98,25 @@ class Bucketed:
         epoch, place = divmod(step, self.per_epoch)  # as many batches in every epoch: lengths decide, not the order
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._planned(epoch)
-        return self.batch(*self._plan[place])
+        members, bound = self._plan[place]
+        return self.batch(members[self._part.slice("Bucketed", len(members))], bound)
+
+    def part(self, part: Part) -> Bucketed:
+        """The same batches, of which only these examples are padded: what `fit` asks for in one process of several.
+
+        Raises: ValueError for a bound whose batches cannot be divided so.
+        """
+        for bound, size in zip(self.bounds, self.sizes, strict=True):
+            part.slice(f"Bucketed, sequences of up to {bound} steps", size)
+        fewer = copy.copy(self)
+        fewer._part = part
+        return fewer
+
+    def specs(self, axis: str) -> Tree:
+        """What `fit` divides along an axis of a mesh: the examples of every field."""
+        lengths: Any = PartitionSpec(axis)
+        sequence = Padded(PartitionSpec(None, axis), lengths)
+        return {name: sequence if name in self.sequences else PartitionSpec(axis) for name in self.fields}
 
     def batch(self, members: np.ndarray, bound: int) -> Batch:
         """The examples of these numbers, padded to `bound` steps; an empty example for each number of -1."""

@@ -5,27 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks
+from jaxrnn.training import processes, states
 from jaxrnn.training.files import RunError, explained, reason
+from jaxrnn.training.states import Inventory
 from jaxrnn.types import Tree
 
-Array = np.ndarray[Any, Any]
-Inventory = dict[str, str]  # leaf path -> dtype and shape
 Digests = dict[str, str]  # file, from the checkpoint's folder on -> digest of its bytes
 
-_STATE, _ABOUT = "state", "about.json"  # what orbax writes, and what we say about it
+_ABOUT = "about.json"  # what we say about what orbax writes
 _BESIDE = "beside.json"  # what goes with the state but is no array
-_BYTES = "bytes"  # the one array in it
 
 # What is not, or no longer, a checkpoint has one of these after its number, until it is gone.
 _UNFINISHED, _REMOVED = ".unfinished", ".removed"
@@ -36,6 +32,8 @@ class Checkpoints:
 
     A checkpoint is put together under another name and gets its own when all of it is there; one that
     goes loses its name first. So whatever has a number for a name is whole, at every instant.
+    Several processes (which share the disk) save and restore together: the first one makes, seals, names and
+    checks, and each writes and reads its own part of the arrays.
     """
 
     def __init__(self, folder: Path, keep: int | None) -> None:
@@ -60,36 +58,40 @@ class Checkpoints:
 
         `beside` goes with it as JSON.
         """
+        processes.by_the_first(lambda: self._must_be_next(step))
+        if not any(np.size(leaf) for leaf in jax.tree.leaves(state)):
+            raise ValueError("Run.save: state has no arrays with elements, so there is nothing to save")
+        draft = self.folder / f"{step}{_UNFINISHED}"
+        try:
+            processes.by_the_first(lambda: self._begin(draft))
+            states.write(draft, state)
+            processes.by_the_first(lambda: _finish(draft, self.folder / str(step), states.inventory(state), beside))
+        except Exception as error:  # noqa: BLE001  orbax raises whatever its layers raise
+            if processes.is_gone(error):
+                raise
+            if processes.is_first():
+                with contextlib.suppress(RunError):
+                    self.clear()  # half a checkpoint would only fill the disk
+            raise RunError(
+                f"checkpoint {step} could not be written to {self.folder} ({reason(error)}); "
+                "the last complete one is intact: free some space and start again to go on from it"
+            ) from error
+        if self._keep is not None:
+            newest = self._keep
+            processes.by_the_first(lambda: self.only(self.steps()[-newest:]))
+
+    def _must_be_next(self, step: int) -> None:
         newest = self.steps()[-1:]
         if newest and step <= newest[0]:
             raise RunError(
                 f"checkpoint {step} was not written: {self.folder.parent} holds one of step {newest[0]}; "
                 "delete that one first, or save in another folder"
             )
-        leaves = _plain(state)
-        packed = _packed(leaves)
-        if not packed.size:
-            raise ValueError("Run.save: state has no arrays with elements, so there is nothing to save")
-        draft = self.folder / f"{step}{_UNFINISHED}"
-        try:
-            self.folder.mkdir(exist_ok=True)
-            self.clear()
-            draft.mkdir()
-            with _orbax() as (store, args):
-                store.save(draft / _STATE, args=args.StandardSave({_BYTES: packed}))
-            if beside:
-                (draft / _BESIDE).write_text(json.dumps(beside), encoding="utf-8")
-            (draft / _ABOUT).write_text(_sealed(_inventory(leaves), _digests(draft)), encoding="utf-8")
-            draft.rename(self.folder / str(step))
-        except Exception as error:  # noqa: BLE001  orbax raises whatever its layers raise
-            with contextlib.suppress(RunError):
-                self.clear()  # half a checkpoint would only fill the disk
-            raise RunError(
-                f"checkpoint {step} could not be written to {self.folder} ({reason(error)}); "
-                "the last complete one is intact: free some space and start again to go on from it"
-            ) from error
-        if self._keep is not None:
-            self.only(self.steps()[-self._keep :])
+
+    def _begin(self, draft: Path) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self.clear()
+        draft.mkdir()
 
     def only(self, kept: Collection[int]) -> None:
         """Removes the checkpoints of other steps."""
@@ -99,19 +101,19 @@ class Checkpoints:
                 gone = old.rename(old.with_name(old.name + _REMOVED))
             shutil.rmtree(gone, ignore_errors=True)
 
-    def restore(self, template: Tree, step: int | None = None) -> Tree:
-        """The newest checkpoint (or that of a step), with the structure of `template`; see `Run.restore`."""
-        place, inventory = self._found(step)
-        wanted = _plain(template)
-        if inventory != _inventory(wanted):
-            raise _another_model(place, inventory, _inventory(wanted))
-        empty = np.empty_like(_packed(wanted))
+    def restore(self, template: Tree, step: int | None = None, *, together: bool = True) -> Tree:
+        """The newest checkpoint (or that of a step), with the structure of `template`; see `Run.restore`.
+
+        Not `together`: each of several processes reads for itself.
+        """
+        fitting = lambda: str(self._fitting(template, step))
+        place = Path(processes.by_the_first(fitting) if together else fitting())
         try:
-            with _orbax() as (store, args):
-                packed = store.restore(place / _STATE, args=args.StandardRestore({_BYTES: empty}))[_BYTES]
+            return states.read(place, template)
         except Exception as error:  # noqa: BLE001
+            if processes.is_gone(error):
+                raise
             raise self._unusable(place, [], error) from error
-        return _like(template, _unpacked(packed, wanted))
 
     def beside(self, step: int | None = None) -> dict[str, Any]:
         """What was saved beside the newest state (or that of a step); {} where nothing was. Raises: RunError."""
@@ -120,6 +122,14 @@ class Checkpoints:
             text = (place / _BESIDE).read_text(encoding="utf-8") if (place / _BESIDE).exists() else "{}"
         found: dict[str, Any] = json.loads(text)
         return found
+
+    def _fitting(self, template: Tree, step: int | None) -> Path:
+        """The newest checkpoint (or that of a step), sound and of the template's leaves."""
+        place, inventory = self._found(step)
+        wanted = states.inventory(template)
+        if inventory != wanted:
+            raise _another_model(place, inventory, wanted)
+        return place
 
     def _found(self, step: int | None) -> tuple[Path, Inventory]:
         """The newest checkpoint (or that of a step) and what is in it, every byte being as it was saved."""
@@ -147,6 +157,14 @@ class Checkpoints:
         return RunError(f"checkpoint {place} is damaged ({error}); delete {place} {remedy}")
 
 
+def _finish(draft: Path, place: Path, inventory: Inventory, beside: Mapping[str, Any] | None) -> None:
+    """Adds what goes with the arrays and the seal; then the checkpoint gets its name."""
+    if beside:
+        (draft / _BESIDE).write_text(json.dumps(beside), encoding="utf-8")
+    (draft / _ABOUT).write_text(_sealed(inventory, _digests(draft)), encoding="utf-8")
+    draft.rename(place)
+
+
 class _Damaged(ValueError):
     """Which of a checkpoint's files is not as it was saved."""
 
@@ -154,22 +172,6 @@ class _Damaged(ValueError):
 def _is_remnant(name: str) -> bool:
     number, dot, rest = name.partition(".")
     return number.isdecimal() and f"{dot}{rest}".startswith((_UNFINISHED, _REMOVED))
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[tuple[Any, Any]]:
-    """(what saves and restores, its arguments' module), imported where needed: that takes longer than all of jaxrnn."""
-    import orbax.checkpoint as ocp
-
-    # It logs errors, each odd file and each save beside what it raises; we say what matters in one sentence.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as store:
-            yield store, ocp.args
-    finally:
-        logger.setLevel(level)
 
 
 # --- the seal: a checkpoint says what is in it, and the digest of each of its files
@@ -218,60 +220,9 @@ def _digest_of_texts(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-# --- states as orbax takes them
-
-
 def _another_model(place: Path, there: Inventory, here: Inventory) -> RunError:
     odd = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))[0]
     return RunError(
         f"checkpoint {place} holds another model: {odd} is {there.get(odd, 'missing')} there and "
         f"{here.get(odd, 'missing')} here; use the settings it was saved with"
     )
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key))
-
-
-def _plain(tree: Tree) -> Tree:
-    """All leaves on the host, PRNG keys as their data."""
-
-    def plain(leaf: Any) -> Array:
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        return np.asarray(data, dtype=jnp.result_type(data))
-
-    return jax.tree.map(plain, tree)
-
-
-def _like(template: Tree, plain: Tree) -> Tree:
-    """The inverse of `_plain`."""
-
-    def like(leaf: Any, data: Array) -> jax.Array:
-        array = jnp.asarray(data)
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
-
-    return jax.tree.map(like, template, plain)
-
-
-def _packed(plain: Tree) -> Array:
-    """All leaves' bytes, one leaf after the other [bytes].
-
-    orbax writes and reads arrays all at once, and where several fail it raises what the first raises,
-    while what the others raise goes to the terminal; so it is given one.
-    """
-    leaves = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(plain)]
-    return np.concatenate([np.empty(0, np.uint8), *leaves])
-
-
-def _unpacked(packed: Array, plain: Tree) -> Tree:
-    """The inverse of `_packed`; `plain` gives the structure, shapes and dtypes."""
-    leaves, structure = jax.tree.flatten(plain)
-    ends = np.cumsum([leaf.nbytes for leaf in leaves])
-    parts = [packed[end - leaf.nbytes : end].copy() for leaf, end in zip(leaves, ends, strict=True)]
-    shaped = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(structure, shaped)
-
-
-def _inventory(plain: Tree) -> Inventory:
-    leaves = jax.tree_util.tree_leaves_with_path(plain)
-    return {jax.tree_util.keystr(path): checks.describe(leaf) for path, leaf in leaves}

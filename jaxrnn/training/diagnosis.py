@@ -95,6 +95,8 @@ def _past_the_end(look: Look, state: TrainState, batch: Tree) -> str | None:
     for place, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(batch)):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.integer) or not jnp.size(leaf):
             continue
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            continue  # no process sees all of its numbers
         numbers = np.asarray(leaf)
 
         def finite_up_to(bound: int, place: int = place, numbers: Any = numbers) -> bool:

@@ -8,21 +8,27 @@ import functools
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxrnn import checks
+from jaxrnn.training import processes
 from jaxrnn.training.averages import to_evaluate
-from jaxrnn.training.batches import BatchIterator, Source, source_of
+from jaxrnn.training.batches import BatchIterator, OnMesh, Source, source_of
 from jaxrnn.training.best import Best
 from jaxrnn.training.diagnosis import DIVERGING, NotFinite, why_not_finite
 from jaxrnn.training.files import RunError
+from jaxrnn.training.over_mesh import ASKED, Layout, OverMesh
 from jaxrnn.training.progress import Show, reporter
 from jaxrnn.training.runs import Run
+from jaxrnn.training.sharding import name_of
 from jaxrnn.training.step import (
     Copies,
     Gradient,
@@ -60,6 +66,9 @@ def fit(
     log_every: int = 50,
     save_every: int = 500,
     progress: bool = True,
+    mesh: Mesh | None = None,
+    batch_axis: str | None = "data",
+    batch_specs: Tree = None,
 ) -> TrainState:
     """Trains for `steps` steps, or for what is left of them if `run` holds a checkpoint.
 
@@ -81,28 +90,49 @@ def fit(
     A `TrainState` in place of `params` (what `fit` returned, or that of an `Interrupted`) is gone on
     from. A resumed run goes on with the key, carry and optimizer state that it had, not with those given.
 
+    `mesh` spreads the training over devices, of all processes that `jax.distributed.initialize` has joined, with the
+    same result but for rounding. Batches and carry are divided along `batch_axis`; weights lie as
+    `shardings(...).put` has placed them, or are whole on every device, and the optimizer's state lies with them.
+    Weights in parts along `batch_axis` are put together once per step, and their gradient is summed into parts.
+    The compiler splits the work (inside, the mesh's axes are automatic): the loss is written as for one device.
+    In several processes each reads its own part of every batch: `Streams` and `Bucketed` see to that; another
+    function or iterator gives the part that `part_of(mesh)` says. `batch_specs` are PartitionSpecs for the batch's
+    leaves, or for whole subtrees; by default [T, B, ...] is divided in its second axis, [B] in its only one.
+    `evaluate` is called in every process, with parameters on the mesh, and what the first one finds counts; that one
+    prints and writes. A checkpoint can be gone on from on other devices or processes; on the same mesh to the bit.
+
     Cost: the train step; one batch is fetched while the previous step runs. It is compiled once per shape of the
     batch, also over several calls with the same `loss_fn` and `optimizer`, as over seeds or folds. The same objects,
     that is, not equal ones; what they close over is looked at once, as under `jax.jit`, and kept alive for a while.
     Raises: NotFinite (a FloatingPointError) when the loss or gradient is not finite, before anything of
     that step is saved: it names the leaves, and carries the state and the batch; Interrupted, which
-    carries the state; RunError for a run folder or checkpoint that cannot be used; ValueError for bad
-    arguments.
+    carries the state; RunError for a run folder or checkpoint that cannot be used, and where another process has
+    ended; ValueError for bad arguments, a mesh axis that is not there, a batch that the mesh does not divide, and
+    processes that disagree.
     """
     plan = _Plan.checked(steps, log_every, save_every, evaluate_every)
-    source = source_of(batches)
+    over = OverMesh.checked(mesh, batch_axis, batch_specs, batches)
+    source = source_of(batches) if over is None else OnMesh(source_of(over.batches(batches)), over)
     if best is not None and evaluate is None:
         raise ValueError(f"fit: best compares {best.figure!r}, which evaluate must give; give evaluate")
-    same = map(_Same, (loss_fn, value_and_grad, optimizer))
-    gradient, train_step = _compiled_once(*same, combine, _Same(copies))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.all_there("start all of them again, to go on from the last checkpoint"))
+        processes.agree("fit", _what_must_agree(plan, params, key, run, over))
+        if over is not None:
+            stack.enter_context(over.alone())
+        state, layout = _given(params, optimizer, key, carry, over)
+        same = map(_Same, (loss_fn, value_and_grad, optimizer))
+        gradient, train_step = _compiled_once(*same, combine, _Same(copies), layout)
         heard = stack.enter_context(stop_signals())
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(Run(run))
-        state = _begin(run, _given(params, optimizer, key, carry), plan, source, best)
-        show = stack.enter_context(reporter(int(state.step), plan.steps, progress))
+        state = _begin(run, state, plan, source, best)
+        show = stack.enter_context(reporter(int(state.step), plan.steps, progress and processes.is_first()))
         saved = max(run.steps(), default=None) if run else None
-        return _trained(train_step, state, _Diary(run, show, evaluate, best, plan, source, gradient, heard, saved))
+        agreed = heard if processes.count() == 1 else []  # several processes stop when all have heard
+        diary = _Diary(run, show, evaluate, best, plan, source, gradient, agreed, saved)
+        more = (lambda: ()) if over is None else (lambda: over.word(heard))
+        return _trained(lambda state, batch: train_step(state, batch, *more()), state, diary)
 
 
 class _Same:
@@ -120,12 +150,14 @@ class _Same:
 
 @functools.lru_cache(maxsize=4)  # few: each keeps alive what its loss_fn closes over
 def _compiled_once(
-    loss_fn: _Same, value_and_grad: _Same, optimizer: _Same, combine: str, copies: _Same
-) -> tuple[Gradient, TrainStep]:
+    loss_fn: _Same, value_and_grad: _Same, optimizer: _Same, combine: str, copies: _Same, layout: Layout | None
+) -> tuple[Gradient, Callable[..., Any]]:
     """The gradient, and the step that `jax.jit` has compiled already if a call before was given the same objects."""
     gradient = gradient_of(loss_fn.what, value_and_grad.what)
+    if layout is not None:
+        gradient = layout.gathered(gradient)
     train_step = step_by(gradient, optimizer.what, combine=combine, copies=copies.what, only_if_finite=True)
-    return gradient, jax.jit(train_step, donate_argnums=0)
+    return gradient, jax.jit(train_step, donate_argnums=0) if layout is None else layout.step(train_step)
 
 
 def _trained(train_step: TrainStep, state: TrainState, diary: _Diary) -> TrainState:
@@ -148,12 +180,44 @@ def _trained(train_step: TrainStep, state: TrainState, diary: _Diary) -> TrainSt
 
 
 def _given(
-    params: Params | TrainState, optimizer: optax.GradientTransformation, key: Key, carry: State | None
-) -> TrainState:
-    """The state that the caller's arguments make; a copy, because steps donate their input's buffers."""
+    params: Params | TrainState,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    carry: State | None,
+    over: OverMesh | None,
+) -> tuple[TrainState, Layout | None]:
+    """The state that the caller's arguments make; a copy, because steps donate their input's buffers. Where it lies."""
     if isinstance(params, TrainState):
-        return TrainState(*jax.tree.map(jnp.array, params))
-    return create(params, optimizer, key, carry)
+        if over is None:
+            return TrainState(*jax.tree.map(jnp.array, params)), None
+        layout = over.layout(params.params, optimizer, params.carry)
+        return over.again(layout, params), layout
+    if over is None:
+        return create(params, optimizer, key, carry), None
+    layout = over.layout(params, optimizer, carry)
+    return over.first(layout, params, optimizer, key, carry), layout
+
+
+def _what_must_agree(
+    plan: _Plan, params: Params | TrainState, key: Key, run: Any, over: OverMesh | None
+) -> dict[str, Any]:
+    """What several processes must have been given alike: else they wait for each other for ever, or train a mixture."""
+    if processes.count() == 1 or over is None:
+        return {}
+    given = params if isinstance(params, TrainState) else {"params": params, "key": key}
+    leaves = {name_of(path): _in_short(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    folder = None if run is None else str(run.folder if isinstance(run, Run) else os.path.abspath(run))
+    mesh = {"mesh": dict(over.mesh.shape), "batch_axis": over.axis, "run": folder}
+    return {**plan._asdict(), **mesh, **leaves}
+
+
+def _in_short(leaf: Any) -> str:
+    """Type and, where this process has all of it, a check sum."""
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return checks.describe(leaf)
+    return f"{checks.describe(leaf)} with check sum {zlib.crc32(np.ascontiguousarray(leaf).tobytes()):08x}"
 
 
 class _Plan(NamedTuple):
@@ -209,6 +273,8 @@ class _Diary:
     def take(self, step: int, metrics: Metrics, state: TrainState, batch: Tree) -> None:
         """Waits for the step to end, and for its figures. Raises: NotFinite."""
         values = {name: float(value) for name, value in metrics.items()}
+        if signum := int(values.pop(ASKED, 0)):
+            self.heard.append(signum)
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             as_before = int(state.step) < step  # else an optimizer changed its types, and there is nothing to look at
             why = why_not_finite(self.gradient, state, batch) if as_before else DIVERGING
@@ -244,7 +310,8 @@ class _Diary:
         figures = self.evaluate(params)
         if not isinstance(figures, Mapping):
             raise TypeError(f"fit: evaluate must return a dict of numbers, got {type(figures).__name__}")
-        found = {name: float(value) for name, value in figures.items()}
+        own = {name: float(value) for name, value in figures.items()}
+        found: dict[str, float] = processes.by_the_first(lambda: own)  # all stop, or go on, by the same figures
         if self.best is not None:
             self.best.see(step, found, params, self.run)
         return found

@@ -11,12 +11,12 @@ folder/run.lock         held by the process that writes here, and by nobody once
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxrnn import checks
-from jaxrnn.training import records
+from jaxrnn.training import processes, records
 from jaxrnn.training.checkpoints import Checkpoints
 from jaxrnn.training.files import RunError, draft_of, explained, write_atomically
 from jaxrnn.training.locks import LOCK_FILE, FolderLock
@@ -37,6 +37,10 @@ class Run:
     `read_only=True` reads a folder that is there, also while another process trains in it: `steps`,
     `restore`, `read_config` and `read_metrics` work, nothing is changed, and `config` is compared
     only if it is given.
+
+    Several processes (`jax.distributed.initialize`), which share the disk, open the folder all together and do with it
+    together what they do; the first of them writes and holds the lock, each saves and restores its own part of the
+    arrays, and what fails in the first one is raised in all. `read_only` is for each by itself.
     Raises: RunError for a folder that cannot be written, is not a run folder, holds another run, or
     is in use by another process, which it names.
     """
@@ -56,10 +60,16 @@ class Run:
         self._checkpoints = Checkpoints(self.folder / _CHECKPOINTS, keep)
         self._best = Checkpoints(self.folder / _BEST, None)
         self._lock: FolderLock | None = None
+        self._writes = False
         if read_only:
             _check_config(self.folder, None if config is None else records.as_json(config))
             return
         settings = records.as_json(config or {})
+        processes.agree("Run", {"folder": str(self.folder), **settings})
+        processes.by_the_first(lambda: self._open(settings))
+        self._writes = True
+
+    def _open(self, settings: Settings) -> None:
         _check_before_touching(self.folder, settings)
         with explained(f"run folder {self.folder} cannot be written", "choose another folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +91,7 @@ class Run:
 
     def steps(self) -> list[int]:
         """The steps of which there is a complete checkpoint, the earliest first."""
-        return self._checkpoints.steps()
+        return list(self._by_the_first(self._checkpoints.steps))
 
     def save(self, step: int, state: Tree, beside: Mapping[str, Any] | None = None) -> None:
         """Writes a checkpoint; when this returns it is complete. Older ones beyond `keep` are removed.
@@ -92,7 +102,10 @@ class Run:
         """
         self._must_write()
         self._checkpoints.save(step, state, beside)
-        # Of the best parameters those that were the best at a checkpoint: a run can go on from any of them.
+        self._by_the_first(self._keep_best)
+
+    def _keep_best(self) -> None:
+        """Of the best parameters those that were the best at a checkpoint: a run can go on from any of them."""
         best, kept = self._best.steps(), self._checkpoints.steps()
         self._best.only([max(earlier) for n in kept if (earlier := [b for b in best if b <= n])])
 
@@ -102,11 +115,11 @@ class Run:
         Every file is checked against the digest that was saved with it, before it is used.
         Raises: RunError if there is none, it is damaged, or it holds something else than the template.
         """
-        return self._checkpoints.restore(template, step)
+        return self._checkpoints.restore(template, step, together=not self.read_only)
 
     def beside(self, step: int | None = None) -> dict[str, Any]:
         """What was saved beside the newest state (or that of a step); {} where nothing was. Raises: RunError."""
-        return self._checkpoints.beside(step)
+        return dict(self._by_the_first(lambda: self._checkpoints.beside(step)))
 
     def save_best(self, step: int, params: Tree) -> None:
         """Writes the best parameters so far, those of a step. Raises: as `save`."""
@@ -115,17 +128,19 @@ class Run:
 
     def best(self, template: Tree, step: int | None = None) -> Tree:
         """The best parameters (or those that were the best at a step), as `restore` reads a state."""
-        return self._best.restore(template, step)
+        return self._best.restore(template, step, together=not self.read_only)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl, whole or not at all. Raises: RunError where it cannot be written."""
         self._must_write()
-        records.append_record(self.metrics_path, record)
+        self._by_the_first(lambda: records.append_record(self.metrics_path, record))
 
     def write(self, name: str, text: str) -> None:
         """Puts a text file into the folder, whole or not at all. Raises: RunError where it cannot be written."""
         self._must_write()
-        path = self.folder / name
+        self._by_the_first(lambda: self._write(self.folder / name, text))
+
+    def _write(self, path: Path, text: str) -> None:
         with explained(f"{path} cannot be written", "free some space, or move away what is there under this name"):
             write_atomically(path, text)
 
@@ -135,11 +150,15 @@ class Run:
         Raises: RunError where metrics.jsonl is damaged or cannot be written; it is then as it was.
         """
         self._must_write()
+        self._by_the_first(lambda: self._forget_after(step))
+
+    def _forget_after(self, step: int) -> None:
         records.forget_after(self.metrics_path, step)
         self._best.only([b for b in self._best.steps() if b <= step])
 
     def close(self) -> None:
         """Lets go of the folder; a second time does nothing."""
+        self._writes = False
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -150,8 +169,12 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _by_the_first(self, do: Callable[[], Any]) -> Any:
+        """Done by the first process for all; by each for itself where each reads for itself."""
+        return do() if self.read_only else processes.by_the_first(do)
+
     def _must_write(self) -> None:
-        if self._lock is None:
+        if not self._writes:
             how = "open for reading only; open it without read_only" if self.read_only else "closed; open it again"
             raise RunError(f"run folder {self.folder} is {how} to write there")
 

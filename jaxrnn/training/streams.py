@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxrnn import checks
+from jaxrnn.training.over_mesh import Part
 from jaxrnn.types import Tree
 
 Array = np.ndarray[Any, Any]
@@ -94,6 +97,16 @@ class Streams:
         found = [stream.places(steps) for stream in self._streams]
         places, begins = (np.stack(each, axis=1) for each in zip(*found, strict=True))
         return jax.tree.map(lambda a: np.asarray(a[places]), self.sequence), begins
+
+    def part(self, part: Part) -> Streams:
+        """The same windows, of which only these streams are read: what `fit` asks for in one process of several."""
+        fewer = copy.copy(self)
+        fewer._streams = self._streams[part.slice("Streams", self.batch)]
+        return fewer
+
+    def specs(self, axis: str) -> Tree:
+        """What `fit` divides along an axis of a mesh: the streams, of windows and booleans alike."""
+        return PartitionSpec(None, axis)
 
     def __len__(self) -> int:
         return self.windows

@@ -44,10 +44,10 @@ def launched(name, *arguments):
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def started(name, *arguments):
+def started(name, *arguments, package="experiments", **environment):
     """The same in a process of its own, which is not waited for."""
-    command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", f"{package}.{name}", *map(str, arguments)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default", **environment}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -130,6 +131,8 @@ def test_char_lm_interrupted_from_outside(signum, code, tmp_path):
         (["--size", "0"], "size must be a whole number of at least 1, got 0"),
         (["--window", "100000000"], "too few for"),
         (["--dropout", "1.5"], "rate is the share that is dropped"),
+        (["--devices", "99"], "--devices must be from 1 to 1, got 99; a CPU has as many as XLA_FLAGS=--xla_force_host"),
+        (["--processes", "2"], "--processes needs --coordinator, host:port of process 0, or auto"),
         (["--complete", "x", "--run", "no/such/run"], "is not a run folder"),
         (["--run", "pyproject.toml/run"], "cannot be written"),
         (["--run", "tests"], "is not a run folder"),
@@ -143,6 +146,62 @@ def test_char_lm_says_what_is_wrong_in_one_sentence(arguments, complaint, short_
 def test_unknown_options_are_refused(arguments):
     code, _, err = launched("char_lm", *arguments)
     assert code == 2 and err.strip()
+
+
+def spread(folder, devices, *arguments):
+    """The model on the beginnings of its texts, in a process of its own with so many devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    command = [*TINY, "--run", folder, *arguments]
+    return started("char_lm_on_devices", *command, package="tests.experiments", XLA_FLAGS=flags)
+
+
+def in_two_processes(folder, *arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    joined = ["--coordinator", where, "--processes", 2, "--process"]
+    return [spread(folder, 2, *arguments, *joined, n) for n in range(2)]
+
+
+def losses(folder):
+    """Of the last training windows, of the held-out text as trained and learning on."""
+    last = rnn.training.read_metrics(folder)[-1]
+    return [
+        last["step"],
+        last["loss"],
+        last["held_out_bits"],
+        *json.loads((folder / "results.json").read_text()).values(),
+    ]
+
+
+@pytest.mark.slow
+def test_char_lm_on_four_devices_and_in_two_processes_has_the_losses_of_one(tmp_path):
+    for name, devices, *arguments in (("one", 1), ("four", 4, "--devices", 4, "--sharding", "fsdp")):
+        result = ended(spread(tmp_path / name, devices, *arguments))
+        assert result.code == 0, result
+    for n, child in enumerate(in_two_processes(tmp_path / "two")):
+        result = ended(child)
+        assert result.code == 0, result
+        assert ("bits per character" in result.out) == (n == 0)  # the first one prints
+    for name in ("four", "two"):
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one"), rtol=1e-5)
+        assert is_picture(tmp_path / name / "curve.png")
+
+
+@pytest.mark.slow
+def test_char_lm_goes_on_when_one_process_of_two_was_killed(tmp_path):
+    more = ["--steps", 300]
+    children = in_two_processes(tmp_path / "two", *more)
+    when_a_checkpoint_is_there(tmp_path / "two", children[1].kill)
+    result = ended(children[0])
+    assert result.code != 0 and "error: another of the 2 processes has ended" in result.err, result
+    assert has_a_checkpoint(tmp_path / "two")
+    assert not (tmp_path / "two" / "results.json").exists()
+    for child in in_two_processes(tmp_path / "two", *more):
+        result = ended(child)
+        assert result.code == 0, result
+    assert ended(spread(tmp_path / "one", 1, *more)).code == 0
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-3)
 
 
 @pytest.mark.slow
