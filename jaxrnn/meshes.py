@@ -6,19 +6,65 @@ know nothing of the batch's devices, so they are given the type that the step re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrnn.types import Tree
 
 
+class Shards(NamedTuple):
+    """How examples are spread: over which axes of which mesh."""
+
+    axes: tuple[str, ...]
+    mesh: Any  # that of the arrays' types (explicit), or the one that is set (automatic)
+
+    @property
+    def parts(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+    @property
+    def is_explicit(self) -> bool:
+        return set(self.axes) <= set(self.mesh.explicit_axes)
+
+    def first(self, rest: Iterable[Any]) -> NamedSharding:
+        """The first axis spread over the devices, the others as said."""
+        return NamedSharding(self.mesh, PartitionSpec(self.axes, *rest))
+
+    def at(self, axis: int, spec: Sequence[Any]) -> NamedSharding | None:
+        """A type's sharding with one axis spread over the devices; None where types do not say it."""
+        spread = PartitionSpec(*spec[:axis], self.axes, *spec[axis + 1 :])
+        return NamedSharding(self.mesh, spread) if self.is_explicit else None
+
+
+_told: ContextVar[Shards | None] = ContextVar("_told", default=None)
+
+
+@contextlib.contextmanager
+def examples_spread(shards: Shards | None) -> Iterator[None]:
+    """Inside, loops are traced for examples that lie so, where automatic partitioning has types say nothing."""
+    token = _told.set(shards)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def told() -> Shards | None:
+    """How examples are spread, if one was told."""
+    return _told.get()
+
+
 def on_mesh(*trees: Tree) -> bool:
     """Whether anything runs on a mesh: under `jax.set_mesh` or `jax.shard_map`, or because an array lies on one."""
-    return _here() or any(_lies_somewhere(jax.typeof(leaf)) for leaf in jax.tree.leaves(trees))
+    return _here() or told() is not None or any(_lies_somewhere(jax.typeof(leaf)) for leaf in jax.tree.leaves(trees))
 
 
 def placed(tree: Tree, like: Tree) -> Tree:

@@ -19,8 +19,7 @@ whatever else moves weights between devices.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,32 +33,9 @@ from jaxrnn.engine.evaluate import Override, again, apply, run
 from jaxrnn.engine.ir import Env, Flat, is_float, is_var, reached, slice_back, variables
 from jaxrnn.engine.rewrites import rewritten_remat
 from jaxrnn.engine.rules import Equation, Kind, is_remat, rule
+from jaxrnn.meshes import Shards
 
 _BETWEEN_DEVICES = ("pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint")
-
-
-class Shards(NamedTuple):
-    """How examples are spread: over which axes of which mesh."""
-
-    axes: tuple[str, ...]
-    mesh: Any  # that of the arrays' types (explicit), or the one that is set (automatic)
-
-    @property
-    def parts(self) -> int:
-        return math.prod(self.mesh.shape[axis] for axis in self.axes)
-
-    @property
-    def is_explicit(self) -> bool:
-        return set(self.axes) <= set(self.mesh.explicit_axes)
-
-    def first(self, rest: Iterable[Any]) -> NamedSharding:
-        """The first axis spread over the devices, the others as said."""
-        return NamedSharding(self.mesh, PartitionSpec(self.axes, *rest))
-
-    def at(self, axis: int, spec: Sequence[Any]) -> NamedSharding | None:
-        """A type's sharding with one axis spread over the devices; None where types do not say it."""
-        spread = PartitionSpec(*spec[:axis], self.axes, *spec[axis + 1 :])
-        return NamedSharding(self.mesh, spread) if self.is_explicit else None
 
 
 def with_copies(flat: Flat, told: Shards | None = None) -> Flat:

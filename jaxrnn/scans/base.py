@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import checks, trees
+from jaxrnn import checks, meshes, trees
 from jaxrnn.engine.copies import with_copies
 from jaxrnn.engine.loop import Leaves, Step
 from jaxrnn.engine.step import NotAPair, TracedStep, traced
-from jaxrnn.meshes import on_mesh
 from jaxrnn.types import Scan, Tree
 
 
@@ -59,7 +58,9 @@ class LoopProblem:
             carry = self._as_lax_scan_finds()
             found = traced(self.f, carry, x)
         types = jax.tree.leaves(carry), found.ys
-        return found._replace(flat=with_copies(found.flat)) if on_mesh(init, xs) else found, *types
+        return found._replace(flat=with_copies(found.flat, meshes.told())) if meshes.on_mesh(
+            init, xs
+        ) else found, *types
 
     def _as_lax_scan_finds(self) -> Tree:
         """The type of the carry after `lax.scan`'s own checks, errors and promotions."""

@@ -10,8 +10,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrnn import checks
-from jaxrnn.engine.copies import Shards, with_copies
+from jaxrnn.engine.copies import with_copies
 from jaxrnn.engine.rewrites import gates_apart
+from jaxrnn.meshes import Shards
 from jaxrnn.scans.base import LoopProblem, Strategy
 from jaxrnn.scans.fission import fissioned
 from jaxrnn.types import Scan, Tree

@@ -14,7 +14,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrnn import checks, trees
+from jaxrnn import checks, meshes, trees
 from jaxrnn.training import processes
 from jaxrnn.training.sharding import alongside, automatic, axes_of, described, name_of, placed
 from jaxrnn.training.step import Gradient, TrainState, TrainStep
@@ -184,17 +184,23 @@ class Layout:
     def gathered(self, gradient: Gradient) -> Gradient:
         """The gradient at weights that are whole along the batch's axis: gathered once, before any loop reads them.
 
-        Every step of a loop reads all weights, so parts of them would be sent round at every step.
+        Every step of a loop reads all weights, so parts of them would be sent round at every step. And every loop of
+        this library is told where the examples lie, so that it sums its weights' gradients once.
         """
         used = jax.tree.map(lambda s: NamedSharding(s.mesh, _without(s.spec, self.axis)), self.tree.params)
-        if used == self.tree.params:
-            return gradient
 
         def at_whole_weights(state: TrainState, batch: Tree) -> Any:
-            found = gradient(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)
+            params = jax.lax.with_sharding_constraint(state.params, used)
+            with meshes.examples_spread(self.shards):
+                found = gradient(state._replace(params=params), batch)
             return found._replace(grads=jax.lax.with_sharding_constraint(found.grads, self.tree.params))
 
         return at_whole_weights
+
+    @property
+    def shards(self) -> meshes.Shards | None:
+        """How the examples of a batch are spread."""
+        return None if self.axis is None else meshes.Shards((self.axis,), jax.tree.leaves(self.tree)[0].mesh)
 
     def step(self, train_step: TrainStep) -> Callable[..., Any]:
         """The compiled step, whose state stays where it lies. Of several processes each says (`OverMesh.word`) whether
