@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Var
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrnn import checks, inference, trees
+from jaxrnn import checks, inference, meshes, trees
+from jaxrnn.analysis.communication import Collectives, collectives
 from jaxrnn.engine.ir import is_float, slice_back, variables
 from jaxrnn.engine.linearize import differentiate
 from jaxrnn.engine.loop import Loop
@@ -20,7 +23,10 @@ from jaxrnn.engine.queries import Recurrence, recurrence
 from jaxrnn.engine.rules import Equation, is_light
 from jaxrnn.engine.step import TracedStep, traced
 from jaxrnn.scans.fission import fissioned
+from jaxrnn.sequence.unrolling import unroll
 from jaxrnn.types import Cell, Params, Tree
+
+STEPS = 24  # of the gradient whose collectives are looked at
 
 
 class LoopReport(NamedTuple):
@@ -48,6 +54,7 @@ class Explanation(NamedTuple):
     kept: int  # bytes kept per step for the backward pass
     kept_by_lax_scan: int
     carry: int  # bytes of the carry
+    sent: Collectives | None = None  # what a gradient over STEPS steps sends between the devices of a mesh
 
     def __str__(self) -> str:
         lines = []
@@ -75,17 +82,28 @@ class Explanation(NamedTuple):
         share = f" ({self.kept / self.kept_by_lax_scan:.0%})" if self.kept_by_lax_scan else ""
         lines.append(f"kept per step for the backward pass: {self.kept:,} bytes{share}; ")
         lines[-1] += f"by lax.scan: {self.kept_by_lax_scan:,}; one carry: {self.carry:,}"
+        if self.sent is not None:
+            section(f"between devices, of a gradient over {STEPS} steps:", str(self.sent).splitlines())
         return "\n".join(lines)
 
 
 def explain(
-    cell: Cell, params: Params, x: Tree, batch_shape: tuple[int, ...] | None = None, *, separate: bool | None = None
+    cell: Cell,
+    params: Params,
+    x: Tree,
+    batch_shape: tuple[int, ...] | None = None,
+    *,
+    separate: bool | None = None,
+    mesh: Mesh | None = None,
 ) -> Explanation:
     """What leaves the loop, what stays, and what the backward pass keeps, for one cell under `jaxrnn.scan`.
 
     x is one step's input [*batch_shape, ...] or its ShapeDtypeStruct, params may be structs too; the
     batch shape is found by tracing if it is not given. `separate` as in `fissioned`.
-    Cost: some traces; computes nothing. Raises: TypeError for what is no cell, and what the step raises.
+    `mesh`: also what a gradient sends between its devices, and how often, params and x lying as their shardings say
+    (`training.shardings(...).put`, or structs with a sharding), x's examples along its first axis.
+    Cost: some traces; computes nothing. With a mesh a gradient over some steps is compiled.
+    Raises: TypeError for what is no cell, and what the step raises.
     """
     checks.a_cell("explain", cell)
     batch = inference.batch_shape("explain", cell, params, x) if batch_shape is None else batch_shape
@@ -100,7 +118,28 @@ def explain(
         found.append(_explained(step, carries, names, separate))
 
     jax.eval_shape(trace, params)  # as tracers the parameters are constants of the step that can be told apart
-    return found[0]
+    return found[0] if mesh is None else found[0]._replace(sent=_sent(cell, params, x, mesh, separate))
+
+
+def _sent(cell: Cell, params: Params, x: Tree, mesh: Mesh, separate: bool | None) -> Collectives:
+    """What the gradient of a mean of all outputs sends, each loop told where the examples lie."""
+
+    def placed(leaf: Any, *, steps: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:
+        where = getattr(leaf, "sharding", None)
+        spec = tuple(where.spec) if isinstance(where, NamedSharding) else ()
+        at = NamedSharding(mesh, PartitionSpec(*(None for _ in steps), *spec))
+        return jax.ShapeDtypeStruct((*steps, *jnp.shape(leaf)), jnp.result_type(leaf), sharding=at)
+
+    def loss(params: Params, xs: Tree) -> jax.Array:
+        _, ys = unroll(cell, params, xs, scan=fissioned(separate=separate))
+        return sum((jnp.mean(y) for y in jax.tree.leaves(ys) if trees.is_float(y)), start=jnp.zeros(()))
+
+    params, xs = jax.tree.map(placed, params), jax.tree.map(lambda leaf: placed(leaf, steps=(STEPS,)), x)
+    spread = [leaf.sharding.spec[1] for leaf in jax.tree.leaves(xs) if len(leaf.sharding.spec) > 1]
+    axes = next((axes if isinstance(axes, tuple) else (axes,) for axes in spread if axes), None)
+    gradient = jax.jit(jax.grad(loss, allow_int=True), out_shardings=jax.tree.map(lambda p: p.sharding, params))
+    with jax.set_mesh(mesh), meshes.examples_spread(None if axes is None else meshes.Shards(axes, mesh)):
+        return collectives(gradient, params, xs)
 
 
 def _explained(step: TracedStep, carries: list[str], names: dict[int, str], separate: bool | None) -> Explanation:

@@ -126,9 +126,23 @@ def sends():
     )
 
 
+def explains():
+    """What `explain` says of an LSTM whose weights are in parts, on a mesh of automatic axes and of explicit ones."""
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+        cell = rnn.lstm(H)
+        params = cell.init(jax.random.key(0), jnp.zeros((B, 4)))
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+        x = jax.ShapeDtypeStruct((B, 4), float, sharding=NamedSharding(mesh, P("data")))
+        found = rnn.analysis.explain(cell, params, x, mesh=mesh)
+        size = sum(a.nbytes for a in jax.tree.leaves(params))
+        print(json.dumps({"explains": [list(c) for c in found.sent], "bytes": size, "text": str(found)}), flush=True)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     sends()
+    explains()
     for text in sys.argv[1:]:
         net, way, name, kind = json.loads(text)
         says(net, way, name, SCANS[name], AxisType.Explicit if kind == "explicit" else AxisType.Auto)

@@ -103,6 +103,14 @@ def test_kinds_bytes_and_times_are_those_of_the_program():
     assert "1+" in line["table"] and "in all" in line["table"]
 
 
+def test_explain_says_what_is_sent_between_devices():
+    told = [line for line in lines(True) if "explains" in line]
+    assert len(told) == 2
+    for line in told:
+        assert line["explains"] == [["all-reduce", line["bytes"], 1, 3, True]]
+        assert "between devices, of a gradient over 24 steps:\n    collective  arrays" in line["text"]
+
+
 def test_a_program_on_one_device_sends_nothing():
     nothing = collectives(lambda x: jnp.sum(x @ x), jnp.ones((3, 3)))
     assert nothing == Collectives() and nothing.nbytes == 0 and str(nothing) == "no collectives"
