@@ -78,11 +78,8 @@ class _Site(NamedTuple):
     shards: Shards
 
     def stand_in(self, copies: Any) -> Override:
-        grouped = (
-            _MEETINGS[self.equation.primitive.name].grouped
-            if self.equation.primitive.name in _MEETINGS
-            else _one_by_one
-        )
+        meeting = _MEETINGS.get(self.equation.primitive.name)
+        grouped = _one_by_one if meeting is None else meeting.grouped
         return lambda env: [grouped(self, env, copies)]
 
     @property
@@ -97,6 +94,13 @@ class _Site(NamedTuple):
             return x.reshape(shape)
         spec = tuple(jax.typeof(x).sharding.spec)[1:]
         return lax.reshape(x, shape, out_sharding=self.shards.first((None, *spec)))
+
+    @property
+    def grouped_type(self) -> NamedSharding | None:
+        """Where [n, ..., B / n, ...] lies, if types say it."""
+        names = self.equation.outvars[0].aval.sharding.spec
+        rest = [None if axis == self.rows else name for axis, name in enumerate(names)]
+        return self.shards.first(rest) if self.shards.is_explicit else None
 
     def as_rows(self, y: Any) -> Any:
         """[n, ..., B / n, ...] as the equation's result."""
@@ -182,7 +186,7 @@ def _product(site: _Site, env: Env, copies: Any) -> Any:
     (x, y), (x_batch, y_batch) = e.params["dimension_numbers"]
     numbers = (later(x), later(y)), ([0, *later(x_batch)], [0, *later(y_batch)])
     how = {name: e.params[name] for name in ("precision", "preferred_element_type")}
-    return site.as_rows(lax.dot_general(operands[0], operands[1], numbers, **how))
+    return site.as_rows(lax.dot_general(operands[0], operands[1], numbers, out_sharding=site.grouped_type, **how))
 
 
 def _rows_of_repetition(e: Equation, w: Any) -> int | None:
@@ -195,8 +199,7 @@ def _repeated(site: _Site, env: Env, copies: Any) -> Any:
     how, parts, out = site.equation.params, site.shards.parts, site.equation.outvars[0].aval
     shape = (parts, out.shape[0] // parts, *out.shape[1:])
     places = (0, *(d + 1 for d in how["broadcast_dimensions"]))
-    to = site.shards.first((None, *out.sharding.spec[1:])) if site.shards.is_explicit else None
-    return site.as_rows(lax.broadcast_in_dim(copies, shape, places, out_sharding=to))
+    return site.as_rows(lax.broadcast_in_dim(copies, shape, places, out_sharding=site.grouped_type))
 
 
 def _rows_of_look_up(e: Equation, w: Any) -> int | None:

@@ -139,10 +139,37 @@ def explains():
         print(json.dumps({"explains": [list(c) for c in found.sent], "bytes": size, "text": str(found)}), flush=True)
 
 
+def placed_by_types():
+    """Units and examples over an explicit mesh, by a step that says itself where its product is to lie."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    w, xs = (
+        jax.random.normal(jax.random.key(0), (2 * H, 2 * H)) / 4,
+        jax.random.normal(jax.random.key(1), (T, B, 2 * H)),
+    )
+
+    def loss(scan, place, w, xs):
+        def step(h, x):
+            h = jnp.tanh(jnp.dot(h, w, out_sharding=place) + x)
+            return h, h
+
+        return jnp.mean(jnp.sin(scan(step, jnp.zeros_like(xs[0]), xs)[1]))
+
+    expected = jax.grad(loss, 2)(lax.scan, None, w, xs)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(w, NamedSharding(mesh, P("model"))), jax.device_put(xs, P(None, "data", "model"))
+        for name in ("scan", "checkpointed"):
+            place = NamedSharding(mesh, P("data", "model"))
+            program = jax.jit(jax.grad(functools.partial(loss, SCANS[name], place), 0)).lower(*spread).compile()
+            apart = float(np.max(np.abs(np.asarray(program(*spread)) - np.asarray(expected))))
+            sums = [c.times for c in collectives(program) if c.nbytes == w.nbytes // 2 and c.kind == "all-reduce"]
+            print(json.dumps({"placed": name, "apart": apart, "sums": sums}), flush=True)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     sends()
     explains()
+    placed_by_types()
     for text in sys.argv[1:]:
         net, way, name, kind = json.loads(text)
         says(net, way, name, SCANS[name], AxisType.Explicit if kind == "explicit" else AxisType.Auto)

@@ -103,6 +103,14 @@ def test_kinds_bytes_and_times_are_those_of_the_program():
     assert "1+" in line["table"] and "in all" in line["table"]
 
 
+def test_a_step_that_says_where_its_product_lies():
+    told = [line for line in lines(True) if "placed" in line]
+    assert len(told) == 2
+    for line in told:
+        assert line["apart"] < 1e-12
+        assert line["sums"] == [1], "the gradient of the weights is summed once"
+
+
 def test_explain_says_what_is_sent_between_devices():
     told = [line for line in lines(True) if "explains" in line]
     assert len(told) == 2
