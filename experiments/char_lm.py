@@ -56,7 +56,7 @@ class Config(devices.Devices):
     save_every: int = 250  # Steps between checkpoints.
     run: str = "runs/char_lm"  # Run folder: configuration, metrics.jsonl, checkpoints, curve.png.
     complete: str | None = None  # Complete this prompt from the saved run instead of training.
-    export: str | None = None  # Write the net into this folder, to run without jaxrnn; trains first if need be.
+    export: str | None = None  # Write the net there as a saved model (in place of one), trained first if need be.
     length: int = 200  # How many bytes to complete.
     temperature: float = 0.5  # Below 1 the completion is bolder, above 1 wilder.
 

@@ -7,6 +7,7 @@ A program that runs without jaxrnn takes and gives no classes of ours. There a t
 from __future__ import annotations
 
 import functools
+import itertools
 import keyword
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping, Sequence
@@ -103,12 +104,14 @@ def layout(tree: Tree, bare: str = "value") -> Layout:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """{"a/b": x, "a": {"b": y}} has two leaves of one name: the later ones get a number."""
-    counts = {name: 0 for name in names}
-    found = []
+    found: dict[str, None] = {}
     for name in names:
-        counts[name] += 1
-        found.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
-    return found
+        again = itertools.count(2)
+        other = name
+        while other in found:
+            other = f"{name}#{next(again)}"
+        found[other] = None
+    return list(found)
 
 
 def _leaf_type(name: str, leaf: Any) -> LeafType:

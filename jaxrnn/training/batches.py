@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from jaxrnn import checks
 from jaxrnn.training import processes
 from jaxrnn.training.files import RunError
 from jaxrnn.training.over_mesh import OverMesh
@@ -117,9 +118,15 @@ class OnMesh:
     def __init__(self, source: Source, over: OverMesh) -> None:
         self.source = source
         self.over = over
+        self._agreed = False
 
     def at(self, step: int) -> Tree:
-        return self.over.batch(self.source.at(step))
+        batch = self.source.at(step)
+        if not self._agreed:  # of the first one: with parts of another shape there would be two programs
+            leaves = jax.tree_util.tree_leaves_with_path(batch)
+            processes.agree("fit", {checks.leaf_name("batch", path): checks.describe(leaf) for path, leaf in leaves})
+            self._agreed = True
+        return self.over.batch(batch)
 
     def place(self, done: int) -> Any:
         own = self.source.place(done)

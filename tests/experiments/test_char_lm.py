@@ -42,7 +42,7 @@ def test_char_lm_trains_reports_writes_and_completes(text, tmp_path, request):
     if text == "short":
         request.getfixturevalue("short_text")
     folder = tmp_path / "tiny"
-    code, out, err = launched("char_lm", *TINY, "--run", folder)
+    code, out, err = launched("char_lm", *TINY, "--run", folder, "--export", folder / "model")
     assert code == 0, err
     for expected in (
         "gzip -9",
@@ -70,6 +70,8 @@ def leaves_as_programs(folder, model):
     code, out, err = launched("char_lm", "--run", folder, "--export", model)
     assert code == 0 and out.startswith(f"{model}: ") and rnn.training.read_metrics(folder) == before, err
     assert rnn.serving.load(model).config["size"] == 24
+    for name in ("weights.npz", "step.jax"):  # as after the training itself
+        assert (model / name).read_bytes() == (folder / "model" / name).read_bytes()
     (lines,) = [block for block in python_blocks(EXPERIMENTS) if "sys.stdin" in block]
     strangers = "import sys; sys.modules |= dict.fromkeys(['jaxrnn', 'flax', 'optax', 'orbax'])\n"
     command = [sys.executable, "-I", "-c", strangers + lines, str(model)]
@@ -193,7 +195,7 @@ def test_char_lm_goes_on_when_one_process_of_two_was_killed(tmp_path):
     more = ["--steps", 300]
     children = in_two_processes(tmp_path / "two", *more)
     when_a_checkpoint_is_there(tmp_path / "two", children[1].kill)
-    result = ended(children[0])
+    result, _ = map(ended, children)
     assert result.code != 0 and "error: another of the 2 processes has ended" in result.err, result
     assert has_a_checkpoint(tmp_path / "two")
     assert not (tmp_path / "two" / "results.json").exists()

@@ -106,16 +106,22 @@ def interrupts():
         says("interrupted", text=str(stopped), signum=stopped.signum, step=int(stopped.state.step))
 
 
+def of_another_size(step):
+    xs = np.zeros((10, 4 + 4 * INDEX, 1), "f4")
+    return (xs, xs), np.zeros(xs.shape[:2], bool)
+
+
 def disagrees():
     cases = {
         "steps": lambda: given(**on("fsdp"), steps=12 + INDEX),
         "key": lambda: given(**on("fsdp"), key=jax.random.key(INDEX)),
         "weights": lambda: given(mesh=on("fsdp")["mesh"], params=MODEL.init(jax.random.key(INDEX), np.zeros(1, "f4"))),
         "no mesh": given,
+        "batch": lambda: given(**on("fsdp"), batches=of_another_size, run=None),
     }
     for name, args in cases.items():
         try:
-            rnn.training.fit(**args(), run=FOLDER / "refused")
+            rnn.training.fit(**{"run": FOLDER / "refused"} | args())
         except ValueError as error:
             says(f"refused: {name}", error=str(error), there=(FOLDER / "refused").exists())
     try:

@@ -110,6 +110,7 @@ def test_processes_that_disagree_are_told_and_write_nothing(tmp_path):
         "steps": "fit: the processes disagree: steps is 12 in process 0 and 13 in process 1; start all",
         "key": "fit: the processes disagree: key is 'uint32[2] with check sum",
         "weights": "fit: the processes disagree: params/0/U is 'float32[1,32] with check sum",
+        "batch": "fit: the processes disagree: batch[0][0] is 'float32[10,4,1]' in process 0 and 'float32[10,8,1]' in",
         "no mesh": "fit: there are 2 processes but no mesh; give mesh=, over jax.devices()",
         "config": "Run: the processes disagree: size is 0 in process 0 and 1 in process 1",
         "folder": "is not a run folder (it holds thesis.txt but no run.json); choose an empty or new folder",
