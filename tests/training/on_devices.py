@@ -137,7 +137,7 @@ def under_a_mesh_that_is_set():
     for kind in (AxisType.Explicit, AxisType.Auto):
         with jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(kind,))):
             state = training.fit(**given(**args, steps=3))
-        says(f"under {kind}", difference=near(state, plain), weights=specs(state.params))
+        says(f"under {kind.name}", difference=near(state, plain), weights=specs(state.params))
 
 
 def bucketed(folder):
