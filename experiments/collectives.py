@@ -24,8 +24,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 DEVICES = 4
-# How many virtual devices there are must be said before JAX starts; where there are real ones it changes nothing.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+if __name__ == "__main__":
+    # How many virtual devices there are must be said before JAX starts; where there are real ones it changes nothing.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -155,7 +156,7 @@ def draw(rows: list[dict[str, Any]], panels: Any) -> None:
         axes.set_xticks(range(len(ways)), ways)
         axes.set(yscale="log", title=f"{figure} of a gradient, {longest:,} steps, {DEVICES} devices")
         axes.grid(alpha=0.3, axis="y")
-    panels[0].legend()
+    panels[0].legend(loc="upper left")
 
 
 def main(config: Config) -> None:

@@ -149,8 +149,11 @@ def test_each_operation_is_as_under_lax_scan(name, how):
     compare(alone(name), how, all_orders=False)
 
 
+# Every other one, each ten seconds to compile; the random programs below have all of them in all orders.
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "how"), [(name, list(HOW)[(n + 1) % len(HOW)]) for n, name in enumerate(OPERATIONS)])
+@pytest.mark.parametrize(
+    ("name", "how"), [(name, list(HOW)[(n + 1) // 2 % len(HOW)]) for n, name in enumerate(OPERATIONS) if n % 2]
+)
 def test_each_operation_is_as_under_lax_scan_in_reverse_and_in_all_orders(name, how):
     compare(alone(name, reverse=True), how)
 
