@@ -68,7 +68,9 @@ def test_the_metadata_says_what_holds(built):
     assert not [c for c in classifiers if c.startswith("License ::")]  # the expression says it
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= set(classifiers)
     needed = {re.split(r"[^\w.-]", r)[0] for r in said.get_all("Requires-Dist") if "extra ==" not in r}
-    assert needed == {"jax", "jaxlib", "numpy", "optax", "flax", "chex", "orbax-checkpoint", "rich", "flatbuffers"}
+    assert needed == {
+        *("jax", "jaxlib", "numpy", "optax", "flax", "chex", "orbax-checkpoint", "rich", "flatbuffers", "safetensors")
+    }
     assert said.get_payload().startswith("# jaxrnn") and said["Project-URL"] is None  # none is known
 
 

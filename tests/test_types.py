@@ -104,7 +104,7 @@ WRONG = {
     "rnn.Cell(init=rnn.lstm(4).init)": "call-arg",
     "rnn.lstm(4).steps": "attr-defined",
     "rnn.serving.load('net').sell": "attr-defined",
-    "rnn.layer(rnn.lstm(4))": "arg-type",
+    "rnn.residual(nn.Dense(4))": "arg-type",
 }
 
 

@@ -93,7 +93,7 @@ EVERY = [(name, dtype) for name in zoo.CELLS for dtype in ("float32", "bfloat16"
 def test_every_cell_comes_back(name, dtype, tmp_path):
     dtype = jnp.dtype(dtype)
     cell, x = zoo.CELLS[name](dtype), jax.ShapeDtypeStruct((zoo.D,), dtype)
-    params = cell.init(jax.random.key(0), x)
+    params = cell.init(jax.random.key(0), jax.ShapeDtypeStruct((2, zoo.D), dtype))
     model = load(export(cell, params, tmp_path / "cell", x, platforms=["cpu"]))
     same(model.params, params, atol=0)
     xs, key = zoo.sequence(1, (2, 3), dtype), jax.random.key(2)
