@@ -46,9 +46,9 @@ class Config:
     longest: int = 16384  # T above which no bfloat16 gradient is found: in a loop that is slow on a CPU.
     gains: tuple[float, ...] = (1.0, 4.0, 16.0)  # What newton's recurrent weights are multiplied by.
     rounds: int = 5  # Timed runs, interleaved, after one that does not count.
-    patience: float = 6.0  # Seconds after which no further round begins.
+    patience: float = 4.0  # Seconds after which no further round begins.
     wait: int = 448  # Steps between a digit and the question.
-    seconds: float = 20.0  # Of the processor's time that each net trains for, its compilation apart.
+    seconds: float = 16.0  # Of the processor's time that each net trains for, its compilation apart.
     run: str = "runs/parallel"  # Run folder: results.json, table.csv, pictures, metrics.jsonl.
 
 
