@@ -46,7 +46,9 @@ def tokens(*shape):
     return jax.random.randint(jax.random.key(1), shape, 0, 10)
 
 
-@pytest.mark.parametrize(("batch", "draws"), [((3,), False), ((2, 2), True), ((), False)], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "draws"), slow_but_for([((2, 2), True)], [((3,), False), ((2, 2), True), ((), False)])
+)
 def test_a_loaded_net_unrolls_as_the_net_itself(saved, batch, draws):
     net, params, model = saved
     key = jax.random.key(4) if draws else None
@@ -75,6 +77,7 @@ def test_a_loaded_net_meets_lengths_resets_vmap_and_generate(saved):
     assert rnn.unroll(within, pair, xs)[1].shape == (5, 3, 2)
 
 
+@pytest.mark.slow
 def test_the_sequence_at_once_has_a_free_number_of_steps(saved):
     net, params, model = saved
     for steps, batch in ((5, 3), (2, 1)):
@@ -143,6 +146,7 @@ def test_named_tuples_of_ours_are_themselves(saved):
     assert any(type(part) is Drawn for part in model.cell.begin(model.params, jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_sizes_may_be_numbers(tmp_path):
     cell, x = rnn.lstm(4), jnp.zeros(3)
     params = cell.init(jax.random.key(0), x)
@@ -158,7 +162,7 @@ def test_sizes_may_be_numbers(tmp_path):
         model.cell.step(model.params, model.cell.initial_state(model.params, (2,)), jnp.zeros((5, 3)))
 
 
-@pytest.mark.parametrize("lengths", [None, (5, 0, 4)], ids=["full", "padded"])
+@pytest.mark.parametrize("lengths", [pytest.param(None, marks=pytest.mark.slow), (5, 0, 4)], ids=["full", "padded"])
 def test_a_layer_of_both_directions_comes_back(lengths, tmp_path):
     layer = rnn.chain(rnn.bidirectional(rnn.gru(3), rnn.lstm(2)), rnn.sequence.every(2))
     params = layer.init(jax.random.key(0), jnp.zeros(4))
@@ -172,6 +176,7 @@ def test_a_layer_of_both_directions_comes_back(lengths, tmp_path):
         _ = model.cell
 
 
+@pytest.mark.slow
 def test_derivatives_go_along_where_asked_for(tmp_path):
     cell, x = rnn.lstm(4), jnp.zeros(3)
     params = cell.init(jax.random.key(0), x)
