@@ -140,10 +140,8 @@ def train(config: Config, console: Console) -> None:
         )
         trained = rnn.training.gathered(final.params)
         learned = scoring.learning_on(cell, trained, held_out, scan, console)
-        if devices.speaks():
-            scoring.report(
-                f"{config.cell} {config.size}", run, config.batch * config.window, held_out, learned, console
-            )
+        name, read = f"{config.cell} {config.size}", config.batch * config.window
+        scoring.report(name, run, read, held_out, learned, console)
     for prompt in PROMPTS if devices.speaks() else ():
         console.rule(repr(prompt), align="left")
         console.print(prompt + completion(config, net, trained, prompt), markup=False)
@@ -184,6 +182,8 @@ def export_from_run(config: Config, folder: str, console: Console) -> None:
     saved, net, params = from_run(config)
     settings = {k: v for k, v in dataclasses.asdict(saved).items() if k not in NOT_TRAINING}
     byte = jax.ShapeDtypeStruct((), jnp.int32)
+    if not devices.speaks():  # of several processes the first one writes
+        return
     path = rnn.serving.export(net, params, folder, byte, config=settings, overwrite=True)
     console.print(f"{path}: weights.npz and programs, for jax and numpy alone (experiments/README.md)", markup=False)
 
@@ -197,7 +197,7 @@ def main(config: Config) -> None:
         return complete_from_run(config, console)
     if config.export is None or not harness.is_finished(config.run):
         train(config, console)
-    if config.export is not None and devices.speaks():
+    if config.export is not None:
         export_from_run(config, config.export, console)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 import jaxrnn as rnn
-from experiments import harness
+from experiments import devices, harness
 from experiments.data import Text, side_by_side
 
 bits = rnn.losses.bits_per_character
@@ -101,4 +101,5 @@ def report(name: str, run: rnn.training.Run, read: int, held_out: Text, learned:
         axes.set(xlabel="characters read", ylabel="bits per character", ylim=(1, 4), title=name)
         axes.legend()
 
-    harness.picture(run.folder / "curve.png", draw)
+    if devices.speaks():  # results.json is written by all processes together, which is to say by the first
+        harness.picture(run.folder / "curve.png", draw)
