@@ -20,6 +20,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxrnn.types import Tree
 
 
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that an entry of a PartitionSpec names."""
+    return () if entry is None else tuple(entry) if isinstance(entry, tuple) else (entry,)
+
+
 class Shards(NamedTuple):
     """How examples are spread: over which axes of which mesh."""
 
@@ -82,11 +87,11 @@ def alike(tree: Tree) -> Tree:
     return structure.unflatten([lax.pcast(x, more(x), to="varying") if more(x) else x for x in leaves])
 
 
-def common(array: jax.Array, axis: str) -> jax.Array:
-    """An array that all devices along an axis of `jax.shard_map` have alike, as one that does not vary over it."""
+def common(array: jax.Array, axis: str, of: int = 0) -> jax.Array:
+    """What one device along an axis of `jax.shard_map` has, as an array that does not vary over it."""
     if axis not in _varying(jax.typeof(array)):
         return array
-    return lax.psum(jnp.where(lax.axis_index(axis) == 0, array, jnp.zeros_like(array)), axis)
+    return lax.psum(jnp.where(lax.axis_index(axis) == of, array, jnp.zeros_like(array)), axis)
 
 
 def settled(step: Callable[..., tuple[Tree, Any]], carry: Tree, x: Tree) -> Tree:

@@ -26,6 +26,11 @@ def struct(tree: Tree) -> Tree:
     return jax.eval_shape(lambda tree: tree, tree)
 
 
+def placed_nowhere(tree: Tree) -> Tree:
+    """The types of a pytree as on one device, without a word of where it lies."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), struct(tree))
+
+
 def zeros_of(tree: Tree) -> Tree:
     """Zeros of the given types, for initialisers that want an array."""
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), struct(tree))
@@ -87,6 +92,16 @@ def _dtype(leaf: Any) -> Any:
 def is_float(leaf: Any) -> bool:
     """Whether it has a tangent of its own type: not an integer, a boolean or a key."""
     return bool(jnp.issubdtype(_dtype(leaf), jnp.inexact))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether it is an array of PRNG keys."""
+    return bool(jnp.issubdtype(_dtype(leaf), jax.dtypes.prng_key))
+
+
+def without_key(leaf: Any) -> Any:
+    """The array, or the numbers that an array of keys is made of."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def wide(dtype: Any) -> Any:

@@ -162,8 +162,7 @@ def last(h: jax.Array, order: Order) -> jax.Array:
     end = h[0 if order.reverse else -1]
     if order.over is None:
         return end
-    runs_last = lax.axis_index(order.over) == (0 if order.reverse else lax.axis_size(order.over) - 1)
-    return lax.psum(jnp.where(runs_last, end, jnp.zeros_like(end)), order.over)
+    return meshes.common(end, order.over, of=0 if order.reverse else lax.axis_size(order.over) - 1)
 
 
 # --- steps on several devices: each composes its own, all are told what the others made of theirs -----------------

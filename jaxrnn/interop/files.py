@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import warnings
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.interop.tensors import Array, as_numpy, shown
-from jaxrnn.training.files import draft_of, reason
+from jaxrnn.training.files import reason, write_atomically
 
 # Earlier ones could be made to run code of the file's even with weights_only: CVE-2025-32434, CVE-2026-24747.
 _SAFE_TORCH = (2, 10)
@@ -94,13 +93,9 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Any]) -
                 f"save_safetensors: tensor {shown(name)} is {array.dtype}, which cannot be saved; convert it first"
             )
     data = save({name: np.array(array, order="C") for name, array in arrays.items()})
-    draft = draft_of(path)
     try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
+        write_atomically(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise OSError(
             f"save_safetensors: {path} cannot be written ({reason(error)}); what was there before is as it was"
         ) from error

@@ -136,7 +136,7 @@ def _value_and_grad(fn: Any, params: Params) -> tuple[Any, list[jax.Array]]:
 
 def _filled(shape: tuple[int, ...], kind: Any) -> jax.Array:
     """Zeros of a type, which may be that of keys."""
-    if not jnp.issubdtype(kind.dtype, jax.dtypes.prng_key):
+    if not trees.is_key(kind):
         return jnp.zeros(shape, kind.dtype)
     found: list[Any] = []
 

@@ -58,9 +58,9 @@ class LoopProblem:
             carry = self._as_lax_scan_finds()
             found = traced(self.f, carry, x)
         types = jax.tree.leaves(carry), found.ys
-        return found._replace(flat=with_copies(found.flat, meshes.told())) if meshes.on_mesh(
-            init, xs
-        ) else found, *types
+        if meshes.on_mesh(init, xs):
+            found = found._replace(flat=with_copies(found.flat, meshes.told()))
+        return found, *types
 
     def _as_lax_scan_finds(self) -> Tree:
         """The type of the carry after `lax.scan`'s own checks, errors and promotions."""
@@ -106,9 +106,10 @@ class LoopProblem:
         """The whole loop, of the step as the user wrote it, under another scan."""
         return self.under(scan)(self.f, *self.given, length=self._length, reverse=self.reverse)
 
-    def whole(self, scan: Scan) -> tuple[Tree, Tree]:
-        """The whole loop, of the equations, under another scan."""
-        return self.result(*self.under(scan)(self.step, self.init, self.xs, length=self.steps, reverse=self.reverse))
+    def whole(self, scan: Scan, step: Step | None = None) -> tuple[Tree, Tree]:
+        """The whole loop, of the equations or of a step that does the same, under another scan."""
+        how = {"length": self.steps, "reverse": self.reverse}
+        return self.result(*self.under(scan)(step or self.step, self.init, self.xs, **how))
 
     def result(self, carry: Leaves, ys: Leaves) -> tuple[Tree, Tree]:
         """Leaves as the trees that the step has, of the types that `lax.scan` gives them."""

@@ -72,9 +72,7 @@ class sharded(Strategy):  # noqa: N801
             shards = Shards(self.axes, mesh)
             self._check_batch(problem, shards.parts)
             flat = with_copies(flat, shards)
-        step = found._replace(flat=flat).at(flat.consts)
-        scan = problem.under(self.inner)
-        return problem.result(*scan(step, problem.init, problem.xs, length=problem.steps, reverse=problem.reverse))
+        return problem.whole(self.inner, found._replace(flat=flat).at(flat.consts))
 
     def _mesh(self) -> Any:
         """The mesh that is set. Raises: ValueError where it has not the axes that were named."""

@@ -31,8 +31,7 @@ def functions_of(
     model: Cell | SequenceLayer, params: Params, x: Tree, sizes: Sizes, lengths: bool, scan: Scan
 ) -> tuple[Types, Functions]:
     """What is to be written of a model; x is one step's input of one example, or its type."""
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trees.struct(x))  # on no mesh
-    types: Types = {"params": trees.struct(params), "x": _broadcast(one, sizes.batch)}
+    types: Types = {"params": trees.struct(params), "x": _broadcast(trees.placed_nowhere(x), sizes.batch)}
     if sizes.steps is not None:
         types["xs"] = _broadcast(types["x"], (sizes.steps,))
         if lengths:

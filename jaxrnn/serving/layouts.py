@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import DictKey, GetAttrKey
 
+from jaxrnn import trees
 from jaxrnn.types import Tree
 
 Json = Any
@@ -58,7 +59,7 @@ class Layout:
 
     def by_name(self, tree: Tree) -> Any:
         """The arrays by name, keys as their data; a bare array as itself."""
-        plain = list(map(without_keys, jax.tree.leaves(tree)))
+        plain = list(map(trees.without_key, jax.tree.leaves(tree)))
         return plain[0] if self.bare else dict(zip(self.names, plain, strict=True))
 
     def tree(self, named: Any) -> Tree:
@@ -77,14 +78,8 @@ class Layout:
         return [leaf.name for leaf in self.leaves]
 
 
-def without_keys(leaf: Any) -> Any:
-    """The array, or the numbers that an array of keys is made of."""
-    is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
-
-
 def with_key(array: Any, key: str | None) -> Any:
-    """The inverse of `without_keys`."""
+    """An array, or keys of the numbers that they are made of."""
     return array if key is None else jax.random.wrap_key_data(jnp.asarray(array), impl=key)
 
 
@@ -117,7 +112,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _leaf_type(name: str, leaf: Any) -> LeafType:
     shape = tuple(n if isinstance(n, int) else str(n) for n in jnp.shape(leaf))
     dtype = jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if not trees.is_key(leaf):
         return LeafType(name, shape, str(dtype))
     found: list[str] = []
     jax.eval_shape(lambda key: found.append(str(jax.random.key_impl(key))), leaf)

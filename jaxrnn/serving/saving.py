@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks, meshes
+from jaxrnn import checks, meshes, trees
 from jaxrnn.scans import scan as fissioned_scan
 from jaxrnn.serving import folders, programs, weights
 from jaxrnn.serving.functions import Sizes, functions_of
@@ -109,9 +109,8 @@ def _check_outside(params: Params) -> None:
 
 def _on_one_device(leaf: Any) -> jax.Array:
     """The array without the devices that it was spread over: a program for one."""
-    is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-    array = jnp.asarray(np.asarray(jax.random.key_data(leaf) if is_key else leaf))
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+    array = jnp.asarray(np.asarray(trees.without_key(leaf)))
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if trees.is_key(leaf) else array
 
 
 def check_installed() -> None:

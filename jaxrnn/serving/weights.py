@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.serving.layouts import Layout, with_key, without_keys
+from jaxrnn import trees
+from jaxrnn.serving.layouts import Layout, with_key
 from jaxrnn.types import Params
 
 Stored = dict[str, Any]
@@ -29,7 +30,7 @@ def stored_dtype(dtype: Any) -> Any:
 
 def stored(layout: Layout, params: Params) -> Stored:
     """The weights by name, as the file has them and as programs take them; differentiable."""
-    plain = map(without_keys, jax.tree.leaves(params))
+    plain = map(trees.without_key, jax.tree.leaves(params))
     return {name: _as(a, stored_dtype(a.dtype)) for name, a in zip(layout.names, plain, strict=True)}
 
 

@@ -40,11 +40,11 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         raise RunError(f"{what} ({reason(error)}); {remedy}") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds the old text or the new, whatever happens in between. Raises: OSError."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file holds the old content or the new, whatever happens in between. Raises: OSError."""
     draft = draft_of(path)
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content if isinstance(content, bytes) else content.encode())
         os.replace(draft, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxrnn import checks
+from jaxrnn import checks, trees
 from jaxrnn.training import processes
 from jaxrnn.training.averages import to_evaluate
 from jaxrnn.training.batches import BatchIterator, OnMesh, Source, source_of
@@ -213,8 +213,7 @@ def _what_must_agree(
 
 def _in_short(leaf: Any) -> str:
     """Type and, where this process has all of it, a check sum."""
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
+    leaf = trees.without_key(leaf)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return checks.describe(leaf)
     return f"{checks.describe(leaf)} with check sum {zlib.crc32(np.ascontiguousarray(leaf).tobytes()):08x}"

@@ -15,8 +15,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn import checks, meshes, trees
+from jaxrnn.meshes import axes_of
 from jaxrnn.training import processes
-from jaxrnn.training.sharding import alongside, automatic, axes_of, described, name_of, placed
+from jaxrnn.training.sharding import alongside, automatic, described, name_of, placed
 from jaxrnn.training.step import Gradient, TrainState, TrainStep
 from jaxrnn.types import Key, Params, State, Tree
 
@@ -138,7 +139,7 @@ def _fitting(name: str, leaf: Any, spec: PartitionSpec, mesh: Mesh, axis: str | 
 
 
 def _assembled(name: str, leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+    if trees.is_key(leaf):
         return placed(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise ValueError(f"fit: {name} lies on other devices than those of the mesh; give this process's part as numpy")
@@ -154,7 +155,7 @@ def gathered(tree: Tree) -> Tree:
     def whole(leaf: Any) -> jax.Array:
         if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
             return jnp.asarray(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if trees.is_key(leaf):
             return jax.random.wrap_key_data(whole(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrnn import checks, trees
+from jaxrnn.meshes import axes_of
 from jaxrnn.types import Cell, Params, SequenceLayer, Tree
 
 # "replicated", "fsdp", "tensor"; {pattern of paths: spec}; or (path, leaf) -> spec. A spec of None is PartitionSpec().
@@ -246,11 +247,6 @@ def _checked(leaf: _Leaf, spec: Any, mesh: Any) -> PartitionSpec:
     return spec
 
 
-def axes_of(entry: Any) -> tuple[str, ...]:
-    """The mesh axes that an entry of a PartitionSpec names."""
-    return () if entry is None else tuple(entry) if isinstance(entry, tuple) else (entry,)
-
-
 # --- what others need of it
 
 
@@ -290,7 +286,7 @@ def placed(leaf: Any, sharding: Any) -> jax.Array:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+    if trees.is_key(leaf):
         data = placed(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.jit(lambda data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)))(data)
     whole = jax.device_get(jnp.asarray(leaf))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks
+from jaxrnn import checks, trees
 from jaxrnn.training.sharding import placed
 from jaxrnn.types import Tree
 
@@ -67,17 +67,9 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
         logger.setLevel(level)
 
 
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key))
-
-
-def _data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
 def _type(leaf: Any) -> Any:
     """Shape and dtype of what is saved of a leaf."""
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    data = jax.eval_shape(jax.random.key_data, leaf) if trees.is_key(leaf) else leaf
     return jax.ShapeDtypeStruct(jnp.shape(data), jnp.result_type(data))
 
 
@@ -89,8 +81,8 @@ def _like(template: Tree, found: Tree) -> Tree:
         if not spread:
             array = jnp.asarray(data)
         else:
-            array = placed(data, jax.random.key_data(leaf).sharding if _is_key(leaf) else leaf.sharding)
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+            array = placed(data, jax.random.key_data(leaf).sharding if trees.is_key(leaf) else leaf.sharding)
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if trees.is_key(leaf) else array
 
     return jax.tree.map(like, template, found)
 
@@ -104,7 +96,7 @@ def _on_several_devices(state: Tree) -> bool:
 
 def _arrays(state: Tree) -> dict[str, Any]:
     """The leaves by their number, those without elements left out."""
-    leaves = [_data(leaf) for leaf in jax.tree.leaves(state)]
+    leaves = [trees.without_key(leaf) for leaf in jax.tree.leaves(state)]
     return {str(n): leaf for n, leaf in enumerate(leaves) if np.size(leaf)}
 
 
@@ -125,7 +117,7 @@ def _in_structure(template: Tree, found: dict[str, Any]) -> Tree:
 
 def _plain(tree: Tree) -> Tree:
     """All leaves on the host, PRNG keys as their data."""
-    return jax.tree.map(lambda leaf: np.asarray(_data(leaf), dtype=_type(leaf).dtype), tree)
+    return jax.tree.map(lambda leaf: np.asarray(trees.without_key(leaf), dtype=_type(leaf).dtype), tree)
 
 
 def _packed(plain: Tree) -> Array:

@@ -45,7 +45,7 @@ def test_a_tree_comes_back_through_json_and_by_name(name):
     back = read.tree(packed)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
-        assert a.dtype == b.dtype and np.array_equal(*(np.asarray(rnn.serving.layouts.without_keys(x)) for x in (a, b)))
+        assert a.dtype == b.dtype and np.array_equal(*(np.asarray(rnn.trees.without_key(x)) for x in (a, b)))
 
 
 def test_a_dataclass_becomes_fields_in_its_own_order():
