@@ -13,11 +13,11 @@ cells.base cells.simple cells.gated cells.held cells.nnx_modules cells.equinox_m
 cells.diagonal cells.selective cells.xlstm
 cells.elementwise cells.convolutional cells.normalisation cells.oscillating cells
 combinators.stacking combinators.noise combinators.masking combinators.feedback combinators
-engine.rules engine.ir engine.evaluate engine.rewrites engine.copies engine.minimum_cut engine.placement engine.loop
+engine.rules engine.ir engine.evaluate engine.rewrites engine.minimum_cut engine.placement engine.loop
 engine.partition engine.queries engine.step engine.taps engine.linearize engine.deferral engine.segments
-engine.program engine.binomial engine.scheduled_loop engine.memory engine.forms engine.thin engine.closed_forms
-engine.reduce_then_scan engine.semigroups engine.solved engine.newton_iteration engine.parallel_program
-engine.dependence engine.sites engine.influence engine.jacobian engine
+engine.program engine.binomial engine.scheduled_loop engine.memory engine.forms engine.thin engine.copies
+engine.closed_forms engine.reduce_then_scan engine.semigroups engine.solved engine.newton_iteration
+engine.parallel_program engine.dependence engine.sites engine.influence engine.jacobian engine
 scans.base scans.loops scans.checkpointing scans.truncation scans.random_truncation scans.fission scans.revolving
 scans.linear_recurrences scans.parallel_in_time scans.sharding
 scans.planner scans.budget scans

@@ -106,6 +106,10 @@ def explain(
     Raises: TypeError for what is no cell, and what the step raises.
     """
     checks.a_cell("explain", cell)
+    if mesh is not None:  # what becomes of a step is the same on every mesh
+        one, its_x = trees.placed_nowhere((params, x))
+        alone = explain(cell, one, its_x, batch_shape, separate=separate)
+        return alone._replace(sent=_sent(cell, params, x, mesh, separate))
     batch = inference.batch_shape("explain", cell, params, x) if batch_shape is None else batch_shape
     found: list[Explanation] = []
 
@@ -118,7 +122,7 @@ def explain(
         found.append(_explained(step, carries, names, separate))
 
     jax.eval_shape(trace, params)  # as tracers the parameters are constants of the step that can be told apart
-    return found[0] if mesh is None else found[0]._replace(sent=_sent(cell, params, x, mesh, separate))
+    return found[0]
 
 
 def _sent(cell: Cell, params: Params, x: Tree, mesh: Mesh, separate: bool | None) -> Collectives:
@@ -136,7 +140,7 @@ def _sent(cell: Cell, params: Params, x: Tree, mesh: Mesh, separate: bool | None
 
     params, xs = jax.tree.map(placed, params), jax.tree.map(lambda leaf: placed(leaf, steps=(STEPS,)), x)
     spread = [leaf.sharding.spec[1] for leaf in jax.tree.leaves(xs) if len(leaf.sharding.spec) > 1]
-    axes = next((axes if isinstance(axes, tuple) else (axes,) for axes in spread if axes), None)
+    axes = next(filter(None, map(meshes.axes_of, spread)), None)
     gradient = jax.jit(jax.grad(loss, allow_int=True), out_shardings=jax.tree.map(lambda p: p.sharding, params))
     with jax.set_mesh(mesh), meshes.examples_spread(None if axes is None else meshes.Shards(axes, mesh)):
         return collectives(gradient, params, xs)

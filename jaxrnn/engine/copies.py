@@ -19,7 +19,7 @@ whatever else moves weights between devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +29,12 @@ from jax.extend.core import Var
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrnn.engine import rules
-from jaxrnn.engine.evaluate import Override, again, apply, run
+from jaxrnn.engine.evaluate import Override, again, run
 from jaxrnn.engine.ir import Env, Flat, is_float, is_var, reached, slice_back, variables
 from jaxrnn.engine.rewrites import rewritten_remat
 from jaxrnn.engine.rules import Equation, Kind, is_remat, rule
-from jaxrnn.meshes import Shards
+from jaxrnn.engine.thin import is_elementwise, thinly
+from jaxrnn.meshes import Shards, axes_of
 
 _BETWEEN_DEVICES = ("pvary", "pcast", "reshard", "mesh_cast", "sharding_constraint")
 
@@ -60,6 +61,7 @@ def _with_copies(flat: Flat, told: Shards | None, rows: set[int]) -> Flat:
     known = run(slice_back(flat.equations, wanted, flat.const_vars), known)
     copies = {key: _copied(known[key[0]], key[1]) for key in dict.fromkeys((s.weight, s.shards) for s in sites)}
     overrides: dict[int, Override] = {id(e): _given(known[e.outvars[0]]) for e in still}
+    overrides |= {id(r): _of_new_types(r) for s in sites for r in s.readers}
     overrides |= {id(s.equation): s.stand_in(copies[s.weight, s.shards]) for s in sites}
     for e in inside:
         overrides[id(e)] = rewritten_remat(e, varying, known, lambda flat: _with_copies(flat, told, rows))
@@ -70,12 +72,18 @@ def _given(value: Any) -> Override:
     return lambda env: [value]
 
 
+def _of_new_types(equation: Equation) -> Override:
+    """The same operation on operands that lie elsewhere than its variables say."""
+    return lambda env: [thinly(equation, env)]
+
+
 class _Site(NamedTuple):
     """Where a weight meets examples: one equation."""
 
     equation: Equation
     weight: Any  # a variable
     shards: Shards
+    readers: Sequence[Equation] = ()  # of its result, where that now lies elsewhere
 
     def stand_in(self, copies: Any) -> Override:
         meeting = _MEETINGS.get(self.equation.primitive.name)
@@ -115,10 +123,11 @@ def _sites(flat: Flat, varying: set[Var], told: Shards | None, rows: set[int]) -
         axis = _rows_of(e, weights[0]) if len(weights) == 1 else None
         if axis is None:
             continue
-        result = _result(e, flat.equations)
+        readers = _readers(e, flat) if e.primitive.name == "broadcast_in_dim" else ()
+        result = (readers[0] if readers else e).outvars[0].aval
         shards, size = _spread_over(result, axis, told), result.shape[axis]
         if shards and size in rows and size % shards.parts == 0:
-            found.append(_Site(e, weights[0], shards))
+            found.append(_Site(e, weights[0], shards, readers))
     return found
 
 
@@ -132,19 +141,21 @@ def _rows_of(e: Equation, w: Any) -> int | None:
     return meeting.rows(e, w) if meeting else None
 
 
-def _result(e: Equation, equations: Iterable[Equation]) -> Any:
-    """The type of its result; of a repetition that of what it is added to: JAX makes it without asking where."""
-    if e.primitive.name != "broadcast_in_dim":
-        return e.outvars[0].aval
-    met = [r.outvars[0].aval for r in equations if e.outvars[0] in r.invars]
-    return next((a for a in met if a.shape == e.outvars[0].aval.shape), e.outvars[0].aval)
+def _readers(repetition: Equation, flat: Flat) -> Sequence[Equation]:
+    """What a repetition is added to, say: it is to lie where that does, for JAX makes it without asking where.
+
+    None where something else reads it, which wants it as it was.
+    """
+    made = repetition.outvars[0]
+    readers = [e for e in flat.equations if made in e.invars]
+    same = all(is_elementwise(e) and e.outvars[0].aval.shape == made.aval.shape for e in readers)
+    return readers if same and made not in flat.outputs else ()
 
 
 def _spread_over(kind: Any, axis: int, told: Shards | None) -> Shards | None:
     """How an axis of a value is spread: as its type says, or as one was told."""
     place = kind.sharding
-    named = None if place is None or place.mesh.empty else place.spec[axis]
-    axes = named if isinstance(named, tuple) else (named,) if isinstance(named, str) else ()
+    axes = axes_of(None if place is None or place.mesh.empty else place.spec[axis])
     return Shards(axes, place.mesh) if axes else told
 
 
@@ -153,8 +164,8 @@ def _copied(weight: Any, shards: Shards) -> Any:
     if not shards.is_explicit:
         free = [PartitionSpec.UNCONSTRAINED] * weight.ndim
         return lax.with_sharding_constraint(lax.broadcast(weight, (shards.parts,)), shards.first(free))
-    names = [name if isinstance(name, tuple) else (name,) for name in jax.typeof(weight).sharding.spec]
-    spec = [None if set(shards.axes).intersection(name) else name for name in names]
+    taken = lambda entry: not set(shards.axes).isdisjoint(axes_of(entry))
+    spec = [None if taken(entry) else entry for entry in jax.typeof(weight).sharding.spec]
     whole = jax.reshard(weight, NamedSharding(shards.mesh, PartitionSpec(*spec)))
     return lax.broadcast(whole, (shards.parts,), out_sharding=shards.first(spec))
 
@@ -218,7 +229,7 @@ def _one_by_one(site: _Site, env: Env, copies: Any) -> Any:
     rows = [v is not site.weight and x.ndim > 0 and x.shape[0] > 1 for v, x in given.items()]
     axes = [0 if v is site.weight or has else None for v, has in zip(inputs, rows, strict=True)]
     grouped = [site.in_groups(x) if has else x for x, has in zip(given.values(), rows, strict=True)]
-    one = lambda *args: apply(e, dict(zip(inputs, args, strict=True)))[0]
+    one = lambda *args: thinly(e, dict(zip(inputs, args, strict=True)))
     return site.as_rows(jax.vmap(one, axes)(*grouped))
 
 
